@@ -1,0 +1,153 @@
+// Package api is the Coordinator's HTTP interface: its routes, its wire types, and a client.
+//
+// Every message that matters is protected by itself: by a signature, by HPKE, or by evidence whose report data binds
+// the message. TLS in front of it would add privacy, never trust, so a hostile network may carry it as it is.
+//
+// Bytes are base64 in JSON; certificates are DER; public keys are DER SubjectPublicKeyInfo (SPKI) unless said otherwise.
+package api
+
+import (
+	"portcullis.dev/portcullis/attestation"
+)
+
+// Port is the TCP port that a Coordinator listens on.
+const Port = 1313
+
+// The routes.
+const (
+	PathAttest      = "/v1/attest"
+	PathManifest    = "/v1/manifest"
+	PathNonce       = "/v1/mesh/nonce"
+	PathCertificate = "/v1/mesh/certificate"
+	PathHealth      = "/healthz"
+	PathReady       = "/readyz"
+	PathMetrics     = "/metrics"
+)
+
+// The labels of the tuples that evidence and proofs are made over (attestation.NewReportData).
+const (
+	LabelAttest = "portcullis attest v1"
+	LabelMesh   = "portcullis mesh v1"
+	LabelAnswer = "portcullis answer v1"
+	LabelProof  = "portcullis proof v1"
+	LabelSecret = "portcullis secret v1"
+)
+
+// AttestRequest asks a Coordinator who it is. Nonce is 32 fresh random bytes.
+type AttestRequest struct {
+	Nonce []byte `json:"nonce"`
+}
+
+// AttestResponse is a Coordinator's own evidence over
+//
+//	NewReportData(LabelAttest, nonce, SHA-256(root CA SPKI), SHA-256(mesh CA), transition hash, HPKE key)
+//
+// and what that binds. Before the first manifest History is empty and the CAs are absent: the three hashes are empty then.
+type AttestResponse struct {
+	Evidence attestation.Evidence `json:"evidence"`
+	RootCA   []byte               `json:"rootCa,omitempty"`
+	MeshCA   []byte               `json:"meshCa,omitempty"`
+	HPKEKey  []byte               `json:"hpkeKey"`
+	// History is oldest first; the last entry's transition hash is the latest.
+	History []HistoryEntry `json:"history"`
+}
+
+// HistoryEntry is one accepted manifest. Its transition is SHA-256(Manifest) || the previous entry's transition hash
+// (32 zero bytes before the first); its transition hash is SHA-256(transition).
+type HistoryEntry struct {
+	Manifest   []byte      `json:"manifest"`
+	Signatures []Signature `json:"signatures,omitempty"`
+}
+
+// Signature is an owner's ECDSA signature (ASN.1) over manifest.SignedMessage of the new transition hash.
+type Signature struct {
+	PublicKey []byte `json:"publicKey"`
+	Signature []byte `json:"signature"`
+}
+
+// SetRequest sets a manifest. Previous is the latest transition hash, 32 zero bytes before the first manifest.
+type SetRequest struct {
+	Manifest   []byte      `json:"manifest"`
+	Previous   []byte      `json:"previous"`
+	Signatures []Signature `json:"signatures,omitempty"`
+}
+
+// SetResponse is what the manifest made: its transition hash and the CAs.
+type SetResponse struct {
+	TransitionHash []byte `json:"transitionHash"`
+	RootCA         []byte `json:"rootCa"`
+	MeshCA         []byte `json:"meshCa"`
+}
+
+// NonceResponse carries a nonce that is good for 60 seconds.
+type NonceResponse struct {
+	Nonce []byte `json:"nonce"`
+}
+
+// CertificateRequest asks for a mesh certificate.
+type CertificateRequest struct {
+	Nonce []byte `json:"nonce"`
+	// PublicKey is the leaf key's SPKI (ECDSA P-256).
+	PublicKey []byte `json:"publicKey"`
+	// HPKEKey is the requester's MLKEM768X25519 public key, raw.
+	HPKEKey []byte `json:"hpkeKey"`
+	// Evidence is over NewReportData(LabelMesh, nonce, SPKI, HPKE key).
+	Evidence attestation.Evidence `json:"evidence"`
+	// Proof is the leaf key's ECDSA signature (ASN.1) over SHA-256 of the 64 bytes
+	// NewReportData(LabelProof, nonce, SPKI, HPKE key, Evidence.Digest()).
+	Proof []byte `json:"proof"`
+	// MeshCA is the SHA-256 of the mesh CA that the requester holds; empty at the first request. A Coordinator whose
+	// manifest has moved on answers CodeGenerationChanged.
+	MeshCA []byte `json:"meshCa,omitempty"`
+	// WantEvidence asks for the Coordinator's own evidence over the answer.
+	WantEvidence bool `json:"wantEvidence,omitempty"`
+}
+
+// CertificateResponse carries the mesh credentials.
+type CertificateResponse struct {
+	// Chain is leaf, then intermediate. Never the mesh CA.
+	Chain  [][]byte `json:"chain"`
+	MeshCA []byte   `json:"meshCa"`
+	RootCA []byte   `json:"rootCa"`
+	// TransitionHash names the manifest that the certificate was issued under.
+	TransitionHash []byte `json:"transitionHash"`
+	// WorkloadSecret is sealed to HPKEKey: encapsulated key || ciphertext, info LabelSecret,
+	// AAD NewReportData(LabelSecret, nonce, SPKI, leaf, intermediate, mesh CA, root CA). Empty without a WorkloadSecretID.
+	WorkloadSecret []byte `json:"workloadSecret,omitempty"`
+	// Evidence is over NewReportData(LabelAnswer, nonce, SPKI, leaf, intermediate, mesh CA, root CA, transition hash).
+	Evidence *attestation.Evidence `json:"evidence,omitempty"`
+}
+
+// Problem is the body of every error (RFC 9457, application/problem+json).
+type Problem struct {
+	Type   string `json:"type"` // always about:blank
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	// Code is stable and meant for programs.
+	Code Code `json:"code"`
+	// Detail is for people. It never carries internals.
+	Detail string `json:"detail,omitempty"`
+	// Faults lists each fault of a malformed manifest.
+	Faults []string `json:"faults,omitempty"`
+}
+
+// Code is a stable name of a problem.
+type Code string
+
+// The codes.
+const (
+	CodeBadRequest        Code = "bad-request"        // 400
+	CodeBadManifest       Code = "bad-manifest"       // 400
+	CodeBadNonce          Code = "bad-nonce"          // 400: unknown, expired or forged; ask for another
+	CodeBadSignature      Code = "bad-signature"      // 403
+	CodeEvidenceRejected  Code = "evidence-rejected"  // 403
+	CodeNotFound          Code = "not-found"          // 404
+	CodeConflict          Code = "conflict"           // 409: previous is not the latest transition
+	CodeGenerationChanged Code = "generation-changed" // 409
+	CodeTooLarge          Code = "too-large"          // 413
+	CodeBusy              Code = "busy"               // 429, with Retry-After
+	CodeNoManifest        Code = "no-manifest"        // 503: nothing was set yet
+	CodeNeedsRecovery     Code = "needs-recovery"     // 503: restarted, the seed is not here
+	CodeUnavailable       Code = "unavailable"        // 503: evidence could not be judged now
+	CodeInternal          Code = "internal"           // 500
+)
