@@ -42,9 +42,12 @@ func Main(m *testing.M) {
 //
 // It must be the first thing that a program does: the roles that netlab re-executes a program for start here too.
 func Enter() {
-	if run, ok := roles[os.Args[0]]; ok {
-		fail(run())
+	switch {
+	case os.Args[0] == argvInit:
+		fail(runInit())
 		os.Exit(0)
+	case os.Getenv(specVar) != "":
+		fail(runContainer())
 	}
 	switch os.Getenv(stageVar) {
 	case stageInside:
@@ -55,13 +58,6 @@ func Enter() {
 	default:
 		os.Exit(enterFromOutside())
 	}
-}
-
-// roles maps argv[0] to what a re-executed copy of the program does instead of its own main.
-var roles map[string]func() error
-
-func init() {
-	roles = map[string]func() error{argvInit: runInit, argvContainer: runContainer}
 }
 
 func fail(err error) {
@@ -124,7 +120,7 @@ func runToEnd(cmd *exec.Cmd, started func() error) int {
 // whyForbidden names the settings that commonly forbid user namespaces to ordinary users.
 func whyForbidden() string {
 	for path, want := range map[string]string{
-		"/proc/sys/kernel/unprivileged_userns_clone":              "1",
+		"/proc/sys/kernel/unprivileged_userns_clone":             "1",
 		"/proc/sys/kernel/apparmor_restrict_unprivileged_userns": "0",
 	} {
 		if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) != want {

@@ -56,8 +56,28 @@ type Host struct {
 	ns     netns.NsHandle
 }
 
-// the lab that NewHost plugs into, one for a test program
+// testLab is the one lab of a test program.
 var testLab = sync.OnceValues(New)
+
+// Boot is Lab.Boot in the test program's lab, for tests of boots that fail.
+func Boot(spec BootSpec) (*PodVM, error) {
+	l, err := testLab()
+	if err != nil {
+		return nil, err
+	}
+	return l.Boot(spec)
+}
+
+// NewPodVM boots a podVM for a test; it is off when the test ends.
+func NewPodVM(t testing.TB, spec BootSpec) *PodVM {
+	t.Helper()
+	vm, err := Boot(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(vm.PowerOff)
+	return vm
+}
 
 // NewHost makes a host for a test; it is gone when the test ends. name is 1 to 10 characters long.
 func NewHost(t testing.TB, name string) *Host {
