@@ -1,0 +1,74 @@
+# Two commands for everyone: `make demo` shows the whole system, `make test` proves it. `make help` lists the rest.
+# Caches live outside the tree, in ${XDG_CACHE_HOME:-~/.cache}/portcullis.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/portcullis
+export PORTCULLIS_ENVOY ?= $(CACHE)/envoy-1.40.0/envoy
+
+# The one build line, everywhere. Sources come from vendor/, which `go mod vendor` makes and nothing commits: the bytes of a
+# binary differ between vendor and module cache.
+export GOTOOLCHAIN := local
+GOBUILD := CGO_ENABLED=0 GOFLAGS= go build -trimpath -buildvcs=false -mod=vendor -ldflags='-s -w -buildid='
+GOTOOL := GOFLAGS= go tool -modfile=tools/go.mod
+
+COMMANDS := $(notdir $(wildcard cmd/*-* cmd/initializer cmd/meshproxy cmd/coordinator cmd/portcullis))
+LABTOOLS := demo shop simtee
+SOURCES := $(shell find . -name '*.go' -not -path './vendor/*' -not -path './tests/demo/out/*') go.mod go.sum
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: demo-packages envoy build ## show the whole job in pretended podVMs; KEEP=1 leaves the artefacts in demo/out
+	@bin/demo $(if $(KEEP),--keep) $(DEMOFLAGS)
+
+.PHONY: test
+test: test-packages envoy build lint ## all checks and tests
+	CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
+
+.PHONY: ci
+ci: test ## what a change must pass
+
+.PHONY: build
+build: $(COMMANDS:%=bin/%) $(LABTOOLS:%=bin/%) ## build every command into bin/
+
+bin/demo: MAIN = ./tests/demo
+bin/shop: MAIN = ./tests/demo/shop
+bin/simtee: MAIN = ./tests/simtee/cmd/simtee
+bin/%: MAIN = ./cmd/$*
+bin/%: $(SOURCES) vendor/modules.txt
+	@mkdir -p bin
+	$(GOBUILD) -o $@ $(MAIN)
+
+vendor/modules.txt: $(SOURCES)
+	go mod vendor
+	@touch $@
+
+.PHONY: lint
+lint: vendor/modules.txt ## formatting, go vet, staticcheck, shellcheck where it is installed
+	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(GOTOOL) gofumpt -l); [ -z "$$bad" ] || { echo "not gofumpt-ed: $$bad" >&2; exit 1; }
+	GOFLAGS=-mod=vendor go vet ./...
+	GOFLAGS= go build -modfile=tools/go.mod -mod=mod -o $(CACHE)/staticcheck honnef.co/go/tools/cmd/staticcheck
+	GOFLAGS=-mod=vendor $(CACHE)/staticcheck ./...
+	@if command -v shellcheck >/dev/null; then git ls-files '*.sh' .ci/run | xargs shellcheck; fi
+
+.PHONY: bench
+bench: build ## benchmarks of the packages
+	CGO_ENABLED=0 GOFLAGS=-mod=vendor go test -run '^$$' -bench . -benchmem ./...
+
+.PHONY: envoy
+envoy: ## fetch the pinned Envoy into the cache
+	@tools/envoy.sh $(dir $(PORTCULLIS_ENVOY))
+
+.PHONY: demo-packages test-packages
+demo-packages:
+	@tools/packages.sh nftables iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
+test-packages: demo-packages
+	@tools/packages.sh gcc libc6-dev openssl curl uidmap
+
+.PHONY: clean
+clean: ## remove what the build made; caches stay
+	rm -rf bin vendor demo/out
