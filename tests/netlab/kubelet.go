@@ -79,7 +79,9 @@ func (p *Pod) Start(ctx context.Context, name string) error {
 // Container is the running container of that name, or nil.
 func (p *Pod) Container(name string) *Container { return p.running[name] }
 
-func (p *Pod) all() []corev1.Container { return slices.Concat(p.spec.InitContainers, p.spec.Containers) }
+func (p *Pod) all() []corev1.Container {
+	return slices.Concat(p.spec.InitContainers, p.spec.Containers)
+}
 
 func isSidecar(c corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways

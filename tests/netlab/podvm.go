@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -323,4 +324,36 @@ func (l *lastLine) line() string {
 		return strings.TrimSpace(l.partial)
 	}
 	return l.last
+}
+
+// Processes returns the processes of the podVM that run a program of that name (the first 15 bytes count), by their pids
+// outside it.
+func (vm *PodVM) Processes(name string) ([]*os.Process, error) {
+	own, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", vm.init.Process.Pid))
+	if err != nil {
+		return nil, err
+	}
+	comms, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		return nil, err
+	}
+	var found []*os.Process
+	for _, comm := range comms {
+		dir := filepath.Dir(comm)
+		b, err := os.ReadFile(comm)
+		ns, nsErr := os.Readlink(dir + "/ns/pid")
+		if err != nil || nsErr != nil || ns != own || strings.TrimSpace(string(b)) != name[:min(len(name), 15)] {
+			continue // another's, or gone meanwhile
+		}
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil {
+			return nil, err
+		}
+		p, err := os.FindProcess(pid)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, p)
+	}
+	return found, nil
 }
