@@ -8,6 +8,7 @@ package api
 
 import (
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/manifest"
 )
 
 // Port is the TCP port that a Coordinator listens on.
@@ -33,7 +34,13 @@ const (
 	LabelSecret = "portcullis secret v1"
 )
 
-// AttestRequest asks a Coordinator who it is. Nonce is 32 fresh random bytes.
+// NonceSize is the length of the nonce in an AttestRequest.
+const NonceSize = 32
+
+// ProblemType is the media type of every error.
+const ProblemType = "application/problem+json"
+
+// AttestRequest asks a Coordinator who it is. Nonce is NonceSize fresh random bytes.
 type AttestRequest struct {
 	Nonce []byte `json:"nonce"`
 }
@@ -42,7 +49,8 @@ type AttestRequest struct {
 //
 //	NewReportData(LabelAttest, nonce, SHA-256(root CA SPKI), SHA-256(mesh CA), transition hash, HPKE key)
 //
-// and what that binds. Before the first manifest History is empty and the CAs are absent: the three hashes are empty then.
+// and what that binds. Before the first manifest History is empty and the CAs are absent: the three hashes are empty
+// then.
 type AttestResponse struct {
 	Evidence attestation.Evidence `json:"evidence"`
 	RootCA   []byte               `json:"rootCa,omitempty"`
@@ -60,10 +68,7 @@ type HistoryEntry struct {
 }
 
 // Signature is an owner's ECDSA signature (ASN.1) over manifest.SignedMessage of the new transition hash.
-type Signature struct {
-	PublicKey []byte `json:"publicKey"`
-	Signature []byte `json:"signature"`
-}
+type Signature = manifest.Signature
 
 // SetRequest sets a manifest. Previous is the latest transition hash, 32 zero bytes before the first manifest.
 type SetRequest struct {
@@ -78,6 +83,9 @@ type SetResponse struct {
 	RootCA         []byte `json:"rootCa"`
 	MeshCA         []byte `json:"meshCa"`
 }
+
+// NonceRequest is empty: {}.
+type NonceRequest struct{}
 
 // NonceResponse carries a nonce that is good for 60 seconds.
 type NonceResponse struct {
@@ -142,6 +150,7 @@ const (
 	CodeBadSignature      Code = "bad-signature"      // 403
 	CodeEvidenceRejected  Code = "evidence-rejected"  // 403
 	CodeNotFound          Code = "not-found"          // 404
+	CodeMethodNotAllowed  Code = "method-not-allowed" // 405
 	CodeConflict          Code = "conflict"           // 409: previous is not the latest transition
 	CodeGenerationChanged Code = "generation-changed" // 409
 	CodeTooLarge          Code = "too-large"          // 413

@@ -1,0 +1,167 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/manifest"
+)
+
+// Verified is what a Coordinator's answer to Attest proved.
+type Verified struct {
+	// Claims are the Coordinator's own.
+	Claims attestation.Claims
+	// History is oldest first, every step signed as it must be. Empty before the first manifest.
+	History []*manifest.Transition
+	// TransitionHash is that of the last entry of History, all zero before the first manifest.
+	TransitionHash [32]byte
+	// RootCA and MeshCA are nil before the first manifest.
+	RootCA, MeshCA *x509.Certificate
+	// HPKEKey is the Coordinator's, raw.
+	HPKEKey []byte
+}
+
+// Latest is the active manifest, nil before the first.
+func (v *Verified) Latest() *manifest.Manifest {
+	if len(v.History) == 0 {
+		return nil
+	}
+	return v.History[len(v.History)-1].Manifest
+}
+
+// VerifyError says that a Coordinator is not what it must be.
+type VerifyError struct {
+	// Check is what was checked.
+	Check string
+	Err   error
+}
+
+func (e *VerifyError) Error() string {
+	return fmt.Sprintf("the Coordinator is refused: %s: %v", e.Check, e.Err)
+}
+
+func (e *VerifyError) Unwrap() error { return e.Err }
+
+// ExitCode is that of a check whose answer is no.
+func (*VerifyError) ExitCode() int { return 3 }
+
+// VerifyCoordinator judges the answer to Attest(nonce) of a Coordinator that must enforce exactly the manifest trusted,
+// byte for byte: its evidence is over this answer and this nonce, it satisfies trusted's reference values, its policy
+// has the role of a coordinator in trusted, and each step of the history that led there is signed by the owners of the
+// manifest before.
+//
+// Which manifest to trust is the caller's knowledge. A manifest that came with the answer says nothing: a host can run a
+// genuine Coordinator with a manifest of its own. The error is a *VerifyError when the answer is no.
+func VerifyCoordinator(
+	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest,
+) (*Verified, error) {
+	v, err := VerifyBeforeSet(ctx, resp, nonce, trusted)
+	if err != nil {
+		return nil, err
+	}
+	switch latest := v.Latest(); {
+	case latest == nil:
+		return nil, &VerifyError{"active manifest", errors.New("none was set yet")}
+	case !bytes.Equal(latest.Text(), trusted.Text()):
+		return nil, &VerifyError{"active manifest", fmt.Errorf("its SHA-256 is %x, want %x, that of the trusted manifest",
+			latest.Hash(), trusted.Hash())}
+	}
+	return v, nil
+}
+
+// VerifyBeforeSet is VerifyCoordinator for a Coordinator that is about to be given the manifest trusted: it may enforce
+// another one yet, or none. All else is checked alike, so that a manifest is not handed to a stranger. Call
+// VerifyCoordinator afterwards: only that shows what was set.
+func VerifyBeforeSet(
+	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest,
+) (*Verified, error) {
+	if trusted == nil || len(trusted.Text()) == 0 {
+		return nil, errors.New("verify a Coordinator: no trusted manifest")
+	}
+	if resp == nil {
+		return nil, errors.New("verify a Coordinator: no answer")
+	}
+	validator, err := trusted.Validator()
+	if err != nil {
+		return nil, fmt.Errorf("verify a Coordinator: %w", err)
+	}
+	data, err := resp.ReportData(nonce)
+	if err != nil {
+		return nil, &VerifyError{"answer", err}
+	}
+	// Evidence first: it binds all the rest, which is not worth reading before.
+	claims, err := validator.Validate(ctx, resp.Evidence, data)
+	if err != nil {
+		if _, rejected := errors.AsType[*attestation.Rejected](err); rejected {
+			return nil, &VerifyError{"evidence", err}
+		}
+		return nil, fmt.Errorf("judge the Coordinator's evidence: %w", err)
+	}
+	if !slices.Contains(trusted.CoordinatorPolicies(), claims.PolicyHash) {
+		return nil, &VerifyError{"policy hash", fmt.Errorf("it is %s, want a policy with the role %q: %s",
+			claims.PolicyHash, manifest.RoleCoordinator, joinHashes(trusted.CoordinatorPolicies()))}
+	}
+	v := &Verified{Claims: claims, HPKEKey: resp.HPKEKey}
+	if _, err := ParseHPKEKey(resp.HPKEKey); err != nil {
+		return nil, &VerifyError{"HPKE key", err}
+	}
+	if v.History, err = VerifyHistory(resp.History); err != nil {
+		return nil, &VerifyError{"history", err}
+	}
+	if len(v.History) == 0 {
+		return v, nil
+	}
+	v.TransitionHash = v.History[len(v.History)-1].Hash
+	if v.RootCA, err = parseCA(resp.RootCA); err != nil {
+		return nil, &VerifyError{"root CA", err}
+	}
+	if v.MeshCA, err = parseCA(resp.MeshCA); err != nil {
+		return nil, &VerifyError{"mesh CA", err}
+	}
+	return v, nil
+}
+
+// VerifyHistory re-computes every transition hash and checks at every step the signatures of the owners in charge.
+func VerifyHistory(entries []HistoryEntry) ([]*manifest.Transition, error) {
+	history := make([]*manifest.Transition, len(entries))
+	for i, e := range entries {
+		var err error
+		if i == 0 {
+			history[i], err = manifest.First(e.Manifest, e.Signatures)
+		} else {
+			history[i], err = history[i-1].Next(e.Manifest, e.Signatures)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("manifest %d of %d: %w", i+1, len(entries), err)
+		}
+	}
+	return history, nil
+}
+
+func parseCA(der []byte) (*x509.Certificate, error) {
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	if !c.IsCA {
+		return nil, errors.New("it is not a CA")
+	}
+	if err := c.CheckSignatureFrom(c); err != nil {
+		return nil, fmt.Errorf("it is not self-signed: %w", err)
+	}
+	return c, nil
+}
+
+func joinHashes(hashes []attestation.PolicyHash) string {
+	texts := make([]string, len(hashes))
+	for i, h := range hashes {
+		texts[i] = h.String()
+	}
+	return strings.Join(texts, ", ")
+}

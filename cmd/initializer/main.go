@@ -1,0 +1,106 @@
+// Command initializer obtains a pod's mesh credentials: see package initializer.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"portcullis.dev/portcullis/api"
+	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/cmd/internal/command"
+	"portcullis.dev/portcullis/guest/evidence"
+	"portcullis.dev/portcullis/guest/guard"
+	"portcullis.dev/portcullis/initializer"
+)
+
+const usage = `Usage:
+  initializer [flags]        obtain mesh credentials, then stay until SIGTERM
+  initializer ready [--dir]  exit 0 when the credentials are complete and valid, 3 when not
+
+The environment variable COORDINATOR_HOST stands for --coordinator, where that is not given.
+
+`
+
+func main() { command.Main("initializer", run) }
+
+func run(ctx context.Context, args []string) error {
+	if len(args) > 0 && args[0] == "ready" {
+		o, err := parse("initializer ready", args[1:], os.Getenv)
+		if err != nil || o.help {
+			return err
+		}
+		return initializer.Ready(o.dir, time.Now())
+	}
+	o, err := parse("initializer", args, os.Getenv)
+	if err != nil || o.help {
+		return err
+	}
+	client, err := api.New(o.coordinator)
+	if err != nil {
+		return &command.UsageError{Err: err}
+	}
+	return initializer.Run(ctx, initializer.Config{
+		Dir:         o.dir,
+		NoMesh:      o.noMesh,
+		Coordinator: client,
+		Issuer:      func() (attestation.Issuer, error) { return evidence.NewIssuer(o.tee) },
+		OpenGuard:   guard.Open,
+		Log:         command.Logger("initializer"),
+	})
+}
+
+type options struct {
+	dir         string
+	coordinator string
+	noMesh      bool
+	tee         string
+	help        bool
+}
+
+// parse reads the arguments of the command, or of "initializer ready", which takes --dir only. A pod's measured policy
+// pins arguments but lets the host drop environment variables: so the arguments win, and an environment that says
+// something else is an error rather than a second opinion.
+func parse(name string, args []string, environment func(string) string) (options, error) {
+	var o options
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard) // an error is one line, and command.Main prints it
+	flags.StringVar(&o.dir, "dir", "/contrast", "`folder` for the credentials")
+	if name == "initializer" {
+		flags.StringVar(&o.coordinator, "coordinator", "", "`host` or host:port of the Coordinator")
+		flags.BoolVar(&o.noMesh, "no-mesh", false, "open the guard: this pod is to be reached without the mesh")
+		flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: socket; what is there if not given")
+	}
+	if err := flags.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			fmt.Fprint(os.Stdout, usage)
+			flags.SetOutput(os.Stdout)
+			flags.PrintDefaults()
+			return options{help: true}, nil
+		}
+		return options{}, &command.UsageError{Err: err}
+	}
+	if flags.NArg() > 0 {
+		return options{}, &command.UsageError{Err: fmt.Errorf("unexpected argument %q, want flags only", flags.Arg(0))}
+	}
+	if o.dir == "" {
+		return options{}, &command.UsageError{Err: errors.New("--dir is empty")}
+	}
+	if name != "initializer" {
+		return o, nil
+	}
+	switch host := environment("COORDINATOR_HOST"); {
+	case o.coordinator == "" && host == "":
+		return options{}, &command.UsageError{Err: errors.New("no Coordinator: want --coordinator or COORDINATOR_HOST")}
+	case o.coordinator == "":
+		o.coordinator = host
+	case host != "" && host != o.coordinator:
+		return options{}, &command.UsageError{Err: fmt.Errorf(
+			"COORDINATOR_HOST is %q, but --coordinator is %q: make them equal or leave one out", host, o.coordinator)}
+	}
+	return o, nil
+}

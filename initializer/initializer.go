@@ -1,0 +1,182 @@
+// Package initializer obtains a pod's mesh credentials and puts them where the pod's other containers find them.
+//
+// It is the first process of a pod. It makes the pod's key, which never leaves the guest; shows the Coordinator evidence
+// of what the guest is, over that key and the Coordinator's nonce; and gets a certificate, the two CAs to trust, and, for
+// some pods, a secret that only pods of this kind get. It goes on asking until it succeeds: a Coordinator that is not
+// there yet, or a manifest that is not set yet, is how every cluster starts.
+//
+// The threat is whoever stands between the two, the host first of all: it may answer in the Coordinator's place, with
+// parts of several answers or an old one. So nothing is stored before all of it was verified together, and what was
+// stored once is the pin: a pod never changes its mesh CA. Nothing here opens the guard but the explicit argument.
+package initializer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"portcullis.dev/portcullis/api"
+	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/guest/guard"
+)
+
+// Config is what an Initializer needs. There are no defaults.
+type Config struct {
+	// Dir is the pod's volume for credentials, /contrast in every container.
+	Dir string
+	// NoMesh opens the guard, first thing: peers reach the pod's ports in plaintext then.
+	NoMesh bool
+	// Coordinator is whom to ask.
+	Coordinator Coordinator
+	// Issuer finds the guest's source of evidence. It is called for every attempt until it succeeds. An error with
+	// ExitCode 2, for a source that does not exist, ends Run.
+	Issuer func() (attestation.Issuer, error)
+	// OpenGuard is guard.Open.
+	OpenGuard func(context.Context) error
+	Log       *slog.Logger
+}
+
+// Coordinator is the part of api.Client that an Initializer uses.
+type Coordinator interface {
+	Nonce(context.Context) ([]byte, error)
+	Certificate(context.Context, api.CertificateRequest) (*api.CertificateResponse, error)
+}
+
+// Run obtains credentials, unless the volume holds good ones, and returns when ctx is done: an Initializer is a sidecar,
+// and a sidecar that ends is started again. An error means that going on is of no use.
+func Run(ctx context.Context, c Config) error {
+	if c.Dir == "" || c.Coordinator == nil || c.Issuer == nil || c.OpenGuard == nil || c.Log == nil {
+		return errors.New("the Initializer's configuration is incomplete")
+	}
+	if info, err := os.Stat(c.Dir); err != nil {
+		return fmt.Errorf("the volume for the credentials: %w", err)
+	} else if !info.IsDir() {
+		return fmt.Errorf("the volume for the credentials: %s is not a folder", c.Dir)
+	}
+	if c.NoMesh {
+		if err := openGuard(ctx, c); err != nil {
+			return err
+		}
+	}
+	held, err := Load(c.Dir)
+	switch {
+	case errors.Is(err, ErrNone):
+	case err != nil:
+		// Without the mesh CA that it holds, the pod would join whatever mesh answers.
+		return fmt.Errorf("read the credentials that are there: %w", err)
+	case held.good(time.Now()):
+		c.Log.Info("the volume holds credentials already", held.describe()...)
+		<-ctx.Done()
+		return nil
+	}
+	got, err := obtain(ctx, c, held)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	if err := got.store(c.Dir, time.Now()); err != nil {
+		return fmt.Errorf("store the credentials in %s: %w", c.Dir, err)
+	}
+	c.Log.Info("stored mesh credentials", got.describe()...)
+	<-ctx.Done()
+	return nil
+}
+
+func openGuard(ctx context.Context, c Config) error {
+	switch err := c.OpenGuard(ctx); {
+	case errors.Is(err, guard.ErrNoGuard):
+		// This container was started again, or the image never had a guard: either way it is open, as was asked.
+		c.Log.Warn("--no-mesh: there is no guard to open")
+		return nil
+	case err != nil:
+		return fmt.Errorf("--no-mesh: %w", err)
+	}
+	c.Log.Warn("--no-mesh: the guard is open, peers reach this pod's ports in plaintext")
+	return nil
+}
+
+// obtain asks until it succeeds. It fails when ctx is done, and for a configuration that no retry can mend.
+func obtain(ctx context.Context, c Config, held *Credentials) (*Credentials, error) {
+	request, err := newRequester()
+	if err != nil {
+		return nil, err
+	}
+	var b backoff
+	for {
+		got, err := attempt(ctx, c, request, held)
+		if err == nil {
+			return got, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if e, ok := errors.AsType[exitCoder](err); ok && isUsage(e) {
+			return nil, err
+		}
+		wait := b.next(retryAfter(err))
+		report(c.Log, err, wait)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+func attempt(ctx context.Context, c Config, r *requester, held *Credentials) (*Credentials, error) {
+	issuer, err := c.Issuer()
+	if err != nil {
+		return nil, err
+	}
+	got, err := r.ask(ctx, c.Coordinator, issuer, held)
+	if err != nil {
+		return nil, err
+	}
+	if held != nil && !bytes.Equal(held.Chain.MeshCA.Raw, got.Chain.MeshCA.Raw) {
+		return nil, &refused{errors.New("its mesh CA is not the one that this pod holds")}
+	}
+	return got, nil
+}
+
+type exitCoder interface {
+	error
+	ExitCode() int
+}
+
+// isUsage tells a mistake of whoever started us from a Coordinator's refusal: the latter may yet be mended there.
+func isUsage(e exitCoder) bool {
+	_, answered := e.(*api.Error)
+	return e.ExitCode() == 2 && !answered
+}
+
+func retryAfter(err error) time.Duration {
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		return e.RetryAfter
+	}
+	return 0
+}
+
+// report logs why an attempt failed. A rejection is told apart from what passes by itself: somebody has to act on it.
+func report(log *slog.Logger, err error, wait time.Duration) {
+	retry := slog.String("retryIn", wait.Round(time.Millisecond).String())
+	if e, ok := errors.AsType[*api.Error](err); ok {
+		answer := slog.Group("answer", "status", e.Status, "code", e.Code, "detail", e.Detail)
+		if e.Temporary() {
+			log.Warn("the Coordinator cannot issue a certificate yet", answer, retry)
+			return
+		}
+		log.Error("the Coordinator rejected this pod", answer, retry, "hint", e.Hint())
+		return
+	}
+	if e, ok := errors.AsType[*refused](err); ok {
+		log.Error("the Coordinator's answer was refused", "error", e.Error(), retry)
+		return
+	}
+	log.Warn("no certificate yet", "error", err.Error(), retry)
+}
