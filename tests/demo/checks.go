@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"portcullis.dev/portcullis/api"
+	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/tests/netlab"
 )
 
@@ -147,8 +148,8 @@ func (d *demo) checkMesh(ctx context.Context) error {
 	d.overBoth("web:8080, plain HTTP", noPlaintext, web.Addresses(), at(shopPort, "/", nil))
 	d.overBoth("billing:8080 (mTLS), plain HTTP", noPlaintext, billing.Addresses(), at(shopPort, "/", nil))
 	d.overBoth("cart:8080 (mTLS), plain HTTP", noPlaintext, cart.Addresses(), at(shopPort, "/", nil))
-	d.overBoth("billing:8080 (mTLS), no client certificate", refusal, billing.Addresses(), at(shopPort, "/", client(roots, "billing-svc", nil)))
-	d.overBoth("cart:8080 (mTLS), no client certificate", refusal, cart.Addresses(), at(shopPort, "/", client(roots, "cart-svc", nil)))
+	d.overBoth("billing:8080 (mTLS), no client certificate", refusal, billing.Addresses(), at(shopPort, "", client(roots, "billing-svc", nil)))
+	d.overBoth("cart:8080 (mTLS), no client certificate", refusal, cart.Addresses(), at(shopPort, "", client(roots, "cart-svc", nil)))
 
 	if d.broke == "dns" {
 		d.dns.Set("billing-svc", cart.IPv4, cart.IPv6)
@@ -250,7 +251,7 @@ func (d *demo) checkOtherMesh(ctx context.Context) error {
 	}
 	d.overBoth("billing:8080, certificate for cart-svc of another Coordinator", refusal, d.pods["billing"].VM.Addresses(),
 		func(a netip.Addr) outcome {
-			return get(ctx, stranger.VM.Host, netip.AddrPortFrom(a, shopPort), "/", client(roots, "billing-svc", cert))
+			return get(ctx, stranger.VM.Host, netip.AddrPortFrom(a, shopPort), "", client(roots, "billing-svc", cert))
 		})
 	// The control: with a certificate of this mesh the same connection is let in.
 	own, err := credentials(d.pods["cart"].VM)
@@ -350,6 +351,16 @@ func (d *demo) checkFailure(ctx context.Context) error {
 		return fmt.Errorf("billing runs %d Envoys, want 1", len(envoys))
 	}
 	if err := envoys[0].Kill(); err != nil {
+		return err
+	}
+	if err := until(ctx, func() error {
+		// The kernel takes a moment to close what a killed process had open.
+		listens, err := pod.VM.Listens(guard.PortIngress)
+		if err == nil && listens {
+			err = errors.New("Envoy's listener is still there")
+		}
+		return err
+	}); err != nil {
 		return err
 	}
 	if d.broke == "envoy-killed" {

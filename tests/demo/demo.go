@@ -324,7 +324,7 @@ func (d *demo) set(ctx context.Context) error {
 
 func (d *demo) setManifest(ctx context.Context, dep deployment, vm *netlab.PodVM) error {
 	return d.ownerRuns(ctx, binary("portcullis"), "set", "--coordinator", fmt.Sprintf("%s:%d", vm.IPv4, api.Port),
-		"--workload-owner-key", filepath.Join(dep.dir, "workload-owner.pem"), filepath.Join(dep.dir, "manifest.json"))
+		"--workload-owner-key", filepath.Join(dep.dir, "workload-owner.pem"), "--manifest", filepath.Join(dep.dir, "manifest.json"))
 }
 
 func (d *demo) verify(ctx context.Context) error {

@@ -37,7 +37,9 @@ const patience = 1200 * time.Millisecond
 // tlsAlert is the content type of a TLS record that carries an alert (RFC 8446, section 5.1).
 const tlsAlert = 21
 
-// get makes one connection and asks path of it over plain HTTP, or over TLS when config is given.
+// get makes one connection and asks path of it over plain HTTP, or over TLS when config is given. Without a path it only
+// waits for what the server says of the handshake: a TLS 1.3 client has finished before the server has judged its
+// certificate, and a request that is under way by then can cost it the alert (unread data makes TCP reset).
 func get(ctx context.Context, from *netlab.Host, to netip.AddrPort, path string, config *tls.Config) outcome {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -50,6 +52,13 @@ func get(ctx context.Context, from *netlab.Host, to netip.AddrPort, path string,
 	conn.SetDeadline(deadline)
 	if config != nil {
 		conn = tls.Client(conn, config)
+	}
+	if path == "" {
+		n, err := conn.Read(make([]byte, 1))
+		if n > 0 {
+			return outcome{text: "a byte"}
+		}
+		return unanswered(err)
 	}
 	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n", path); err != nil {
 		return unanswered(err)

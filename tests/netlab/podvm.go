@@ -357,3 +357,21 @@ func (vm *PodVM) Processes(name string) ([]*os.Process, error) {
 	}
 	return found, nil
 }
+
+// Listens says whether a TCP socket of the podVM listens on port.
+func (vm *PodVM) Listens(port uint16) (bool, error) {
+	for _, table := range []string{"tcp", "tcp6"} {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", vm.init.Process.Pid, table))
+		if err != nil {
+			return false, err
+		}
+		for line := range strings.Lines(string(b)) {
+			// sl local_address rem_address st ...; state 0A is LISTEN
+			f := strings.Fields(line)
+			if len(f) > 3 && f[3] == "0A" && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}

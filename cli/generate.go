@@ -1,0 +1,428 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"portcullis.dev/portcullis/generate"
+	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/pki"
+)
+
+const (
+	defaultManifest = "manifest.json"
+	defaultOwnerKey = "workload-owner.pem"
+	stdio           = "-"
+
+	modeFile   fs.FileMode = 0o644
+	modeSecret fs.FileMode = 0o600
+)
+
+// generateFlags are the command line of generate.
+type generateFlags struct {
+	podFlags
+	output          string
+	manifest        string
+	policy          string
+	genpolicy       string
+	referenceValues string
+	ownerKey        string
+	coordinatorHost string
+	images          generate.Images
+	json            bool
+}
+
+// podFlags say which pods are meant; generate and lint share them.
+type podFlags struct {
+	namespace      string
+	runtimeClasses []string
+}
+
+func (f *podFlags) register(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&f.namespace, "namespace", "n", "default", "namespace of objects that name none")
+	cmd.Flags().StringArrayVar(&f.runtimeClasses, "runtime-class", nil,
+		"one more prefix of confidential runtime classes, beside "+strings.Join(generate.RuntimeClasses, ", ")+"; repeatable")
+}
+
+func (f *podFlags) options() generate.Options {
+	return generate.Options{
+		RuntimeClasses: append(append([]string{}, generate.RuntimeClasses...), f.runtimeClasses...),
+		Namespace:      f.namespace,
+	}
+}
+
+func newGenerate() *cobra.Command {
+	f := new(generateFlags)
+	cmd := &cobra.Command{
+		Use:   "generate [flags] FILE...",
+		Short: "Inject the mesh into Kubernetes YAML and write the manifest",
+		Long: `Generate adds Initializer, mesh proxy and measured initdata to every pod of a confidential runtime class, and writes a
+manifest with a policy for each. It changes nothing else in the files, comments included; running it again gives the same
+bytes. Either everything is written or nothing is.
+
+Annotations, on the object or its pod template:
+  contrast.edgeless.systems/servicemesh-ingress     name#port[/udp]#disableTLS[#identities], joined by ##; or CLOSED, DISABLED
+  contrast.edgeless.systems/servicemesh-egress      name#127.x.y.z:port#host:port[#identities], joined by ##
+  contrast.edgeless.systems/servicemesh-admin-interface-port
+  contrast.edgeless.systems/workload-secret-id      the pod receives a secret of this name
+  contrast.edgeless.systems/skip-initializer        "true": inject nothing; the gate stays down
+  contrast.edgeless.systems/pod-role                coordinator
+
+A pod without a servicemesh annotation is not in the mesh: it gets credentials, and its ports are open once it has them.
+The manifest's policies are replaced; reference values, owner keys and whatever else it says are kept. Where it lists no
+owner yet, the key in --workload-owner-key becomes one, and is made when there is no such file.`,
+		Example: `  portcullis generate --policy policy.rego --reference-values values.json shop.yaml
+  portcullis generate --genpolicy /opt/kata/bin/genpolicy -o out/ *.yaml
+  helm template shop | portcullis generate --genpolicy genpolicy - | kubectl apply -f -`,
+		Args: arguments(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) },
+	}
+	flags := cmd.Flags()
+	f.register(cmd)
+	flags.StringVarP(&f.output, "output", "o", "", "file, or folder for several, to write to instead of in place; - is standard output")
+	flags.StringVar(&f.manifest, "manifest", defaultManifest, "manifest to write, or to update")
+	flags.StringVar(&f.policy, "policy", "", "Rego file that is the agent's policy of every pod")
+	flags.StringVar(&f.genpolicy, "genpolicy", "", "Kata's genpolicy, run once for every pod")
+	flags.StringVar(&f.referenceValues, "reference-values", "", "JSON file of reference values to add to the manifest's")
+	flags.StringVar(&f.ownerKey, "workload-owner-key", "", "workload owner's key, PEM (default "+defaultOwnerKey+" beside the manifest)")
+	flags.StringVar(&f.coordinatorHost, "coordinator-host", "",
+		"HOST[:PORT] of the Coordinator as pods see it (default: the Service that selects its pod, else coordinator)")
+	flags.StringVar(&f.images.Initializer, "image-initializer", "portcullis.dev/initializer:"+Version, "image of the Initializer")
+	flags.StringVar(&f.images.Meshproxy, "image-meshproxy", "portcullis.dev/meshproxy:"+Version, "image of the mesh proxy")
+	flagJSON(cmd, &f.json)
+	cmd.MarkFlagsMutuallyExclusive("policy", "genpolicy")
+	return cmd
+}
+
+func (f *generateFlags) run(cmd *cobra.Command, args []string) error {
+	files, err := readInputs(cmd, args)
+	if err != nil {
+		return err
+	}
+	place, err := f.placeOutputs(args)
+	if err != nil {
+		return usageOf(cmd, err)
+	}
+	options := f.options()
+	options.CoordinatorHost = f.coordinatorHost
+	options.Images = f.images
+	if options.Policy, err = f.readPolicy(cmd); err != nil {
+		return err
+	}
+	result, err := generate.Inject(cmd.Context(), files, options)
+	if err != nil {
+		return nothingWritten(err)
+	}
+	var outputs []generate.Output
+	if len(result.Pods) > 0 {
+		if outputs, err = f.updateManifest(cmd, result); err != nil {
+			return nothingWritten(err)
+		}
+	}
+	for i, file := range result.Files {
+		if place[i] != stdio && (file.Changed(files[i]) || place[i] != args[i]) {
+			outputs = append(outputs, generate.Output{Path: place[i], Data: file.Text, Mode: modeFile})
+		}
+	}
+	if err := generate.Write(outputs); err != nil {
+		return err
+	}
+	for _, warning := range result.Warnings {
+		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning)
+	}
+	return f.report(cmd, result, place, outputs)
+}
+
+// nothingWritten says so where several faults make a reader wonder.
+func nothingWritten(err error) error {
+	if faults, ok := errors.AsType[generate.Faults](err); ok && len(faults) > 1 {
+		return fmt.Errorf("nothing was written: %w", err)
+	}
+	return err
+}
+
+func readInputs(cmd *cobra.Command, args []string) ([]generate.File, error) {
+	files := make([]generate.File, len(args))
+	seen := make(map[string]bool)
+	for i, arg := range args {
+		path := filepath.Clean(arg)
+		if seen[path] {
+			return nil, usageOf(cmd, fmt.Errorf("%s is given twice", arg))
+		}
+		seen[path] = true
+		var text []byte
+		var err error
+		if arg == stdio {
+			text, err = io.ReadAll(cmd.InOrStdin())
+		} else {
+			text, err = os.ReadFile(arg)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read the YAML: %w", err)
+		}
+		name := arg
+		if arg == stdio {
+			name = "<stdin>"
+		}
+		files[i] = generate.File{Name: name, Text: text}
+	}
+	return files, nil
+}
+
+// placeOutputs says where each file goes.
+func (f *generateFlags) placeOutputs(args []string) ([]string, error) {
+	places := make([]string, len(args))
+	info, err := os.Stat(f.output)
+	folder := err == nil && info.IsDir() || strings.HasSuffix(f.output, "/")
+	switch {
+	case f.output == "":
+		copy(places, args)
+		return places, nil
+	case len(args) == 1 && !folder:
+		places[0] = f.output
+		return places, nil
+	case f.output == stdio:
+		return nil, errors.New("--output - takes one file only")
+	case !folder:
+		return nil, fmt.Errorf("--output %s: several files need a folder, with a slash at the end to make it", f.output)
+	}
+	taken := make(map[string]string)
+	for i, arg := range args {
+		if arg == stdio {
+			return nil, errors.New("standard input has no name to be written under in a folder")
+		}
+		name := filepath.Base(arg)
+		if other, ok := taken[name]; ok {
+			return nil, fmt.Errorf("%s and %s would both be %s", other, arg, filepath.Join(f.output, name))
+		}
+		taken[name] = arg
+		places[i] = filepath.Join(f.output, name)
+	}
+	return places, nil
+}
+
+func (f *generateFlags) readPolicy(cmd *cobra.Command) (generate.Policy, error) {
+	switch {
+	case f.genpolicy != "":
+		return shownPolicy{cmd, generate.Genpolicy(f.genpolicy)}, nil
+	case f.policy != "":
+		text, err := os.ReadFile(f.policy)
+		if err != nil {
+			return nil, fmt.Errorf("read the policy: %w", err)
+		}
+		return generate.FixedPolicy(text), nil
+	}
+	return nil, nil
+}
+
+// shownPolicy tells people that genpolicy is at work: it reads whole images.
+type shownPolicy struct {
+	cmd  *cobra.Command
+	next generate.Policy
+}
+
+func (p shownPolicy) Policy(ctx context.Context, object []byte) (string, error) {
+	progress(p.cmd, "genpolicy is reading the images of the next pod ...")
+	return p.next.Policy(ctx, object)
+}
+
+// updateManifest returns the manifest, and the owner's key when it was made for it.
+func (f *generateFlags) updateManifest(cmd *cobra.Command, result *generate.Result) ([]generate.Output, error) {
+	text, err := os.ReadFile(f.manifest)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read the manifest: %w", err)
+	}
+	m, err := generate.ReadManifest(text)
+	if err != nil {
+		return nil, fmt.Errorf("read the manifest %s: %w", f.manifest, err)
+	}
+	generate.UpdateManifest(m, result.Pods)
+	if f.referenceValues != "" {
+		values, err := os.ReadFile(f.referenceValues)
+		if err != nil {
+			return nil, fmt.Errorf("read the reference values: %w", err)
+		}
+		if err := generate.MergeReferenceValues(m, values); err != nil {
+			return nil, fmt.Errorf("read the reference values %s: %w", f.referenceValues, err)
+		}
+	}
+	var outputs []generate.Output
+	key, err := f.addOwner(cmd, m)
+	if err != nil {
+		return nil, err
+	}
+	if key != nil {
+		outputs = append(outputs, *key)
+	}
+	if err := explainIncomplete(m); err != nil {
+		return nil, err
+	}
+	encoded, err := m.Encode()
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(encoded, text) {
+		outputs = append(outputs, generate.Output{Path: f.manifest, Data: encoded, Mode: modeFile})
+	}
+	return outputs, nil
+}
+
+// addOwner lists the workload owner's key, and returns it as a file to be written when it is new.
+func (f *generateFlags) addOwner(cmd *cobra.Command, m *manifest.Manifest) (*generate.Output, error) {
+	path := f.ownerKey
+	explicit := cmd.Flags().Changed("workload-owner-key")
+	if !explicit {
+		path = filepath.Join(filepath.Dir(f.manifest), defaultOwnerKey)
+	}
+	if len(m.WorkloadOwnerKeys) > 0 && !explicit {
+		return nil, nil
+	}
+	text, err := os.ReadFile(path)
+	switch {
+	case err == nil:
+		public, err := readOwnerPublicKey(path, text)
+		if err != nil {
+			return nil, err
+		}
+		return nil, generate.AddOwner(m, public)
+	case !errors.Is(err, fs.ErrNotExist) || len(m.WorkloadOwnerKeys) > 0:
+		return nil, fmt.Errorf("read the workload owner's key: %w", err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("make the workload owner's key: %w", err)
+	}
+	encoded, err := pki.EncodePrivateKey(key)
+	if err != nil {
+		return nil, fmt.Errorf("make the workload owner's key: %w", err)
+	}
+	output := &generate.Output{Path: path, Data: encoded.Reveal(), Mode: modeSecret, Exclusive: true}
+	return output, generate.AddOwner(m, &key.PublicKey)
+}
+
+func readOwnerPublicKey(path string, text []byte) (*ecdsa.PublicKey, error) {
+	if public, err := pki.ParsePublicKey(text); err == nil {
+		return public, nil
+	}
+	key, err := pki.ParsePrivateKey(text)
+	if err != nil {
+		return nil, malformed("a PKCS #8 private key or a public key, ECDSA on P-256 or P-384, in PEM",
+			"read the workload owner's key %s: %w", path, err)
+	}
+	return &key.PublicKey, nil
+}
+
+// explainIncomplete says what a manifest needs that only the caller can give, in the words of this command.
+func explainIncomplete(m *manifest.Manifest) error {
+	if len(m.CoordinatorPolicies()) == 0 {
+		return malformed("give the Coordinator's YAML too, annotated contrast.edgeless.systems/pod-role: coordinator",
+			"no pod in these files is the Coordinator, so no manifest of theirs could ever be verified")
+	}
+	if len(m.ReferenceValues.Simulated) == 0 {
+		return malformed("give --reference-values FILE, or write them into the manifest; docs/manifest.md lists every field",
+			"the manifest has no reference values, so no evidence could ever be accepted")
+	}
+	return nil
+}
+
+func (f *generateFlags) report(cmd *cobra.Command, result *generate.Result, place []string, outputs []generate.Output) error {
+	summary := cmd.OutOrStdout()
+	for i, file := range result.Files {
+		if place[i] == stdio {
+			summary = cmd.ErrOrStderr()
+			if _, err := cmd.OutOrStdout().Write(file.Text); err != nil {
+				return fmt.Errorf("write the YAML: %w", err)
+			}
+		}
+	}
+	written := make([]string, len(outputs))
+	for i, o := range outputs {
+		written[i] = o.Path
+	}
+	if f.json {
+		return writeJSON(summary, reportOf(result, written))
+	}
+	if len(result.Pods) == 0 {
+		fmt.Fprintln(cmd.ErrOrStderr(), "no pod of a confidential runtime class: there is nothing to inject")
+		return nil
+	}
+	table := tabwriter.NewWriter(summary, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "POD\tGUARD\tPOLICY HASH\tIDENTITIES")
+	for _, p := range result.Pods {
+		fmt.Fprintf(table, "%s %s/%s\t%s\t%.12s\t%s\n", p.Kind, p.Namespace, p.Name, p.Config.Guard, p.Hash, identities(p))
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	if len(written) == 0 {
+		_, err := fmt.Fprintln(summary, "everything is up to date")
+		return err
+	}
+	_, err := fmt.Fprintln(summary, "wrote", strings.Join(written, ", "))
+	return err
+}
+
+func identities(p generate.Pod) string {
+	if p.Policy.Role == manifest.RoleCoordinator {
+		return "(the Coordinator)"
+	}
+	if len(p.Policy.SANs) == 0 {
+		return "(none)"
+	}
+	names := make([]string, len(p.Policy.SANs))
+	for i, san := range p.Policy.SANs {
+		names[i] = san.String()
+	}
+	return strings.Join(names, " ")
+}
+
+type podReport struct {
+	File       string   `json:"file"`
+	Line       int      `json:"line"`
+	Namespace  string   `json:"namespace"`
+	Kind       string   `json:"kind"`
+	Name       string   `json:"name"`
+	Role       string   `json:"role,omitempty"`
+	Guard      string   `json:"guard"`
+	PolicyHash string   `json:"policyHash,omitempty"`
+	Identities []string `json:"identities,omitempty"`
+	SecretID   string   `json:"workloadSecretId,omitempty"`
+}
+
+func reportPods(result *generate.Result) []podReport {
+	pods := make([]podReport, len(result.Pods))
+	for i, p := range result.Pods {
+		pods[i] = podReport{
+			File: p.File, Line: p.Line, Namespace: p.Namespace, Kind: p.Kind, Name: p.Name,
+			Role: string(p.Policy.Role), Guard: string(p.Config.Guard), SecretID: string(p.Policy.WorkloadSecretID),
+		}
+		if p.Hash.Valid() {
+			pods[i].PolicyHash = p.Hash.String()
+		}
+		for _, san := range p.Policy.SANs {
+			pods[i].Identities = append(pods[i].Identities, san.String())
+		}
+	}
+	return pods
+}
+
+func reportOf(result *generate.Result, written []string) any {
+	return struct {
+		Pods     []podReport `json:"pods"`
+		Warnings []string    `json:"warnings,omitempty"`
+		Written  []string    `json:"written,omitempty"`
+	}{reportPods(result), result.Warnings, written}
+}

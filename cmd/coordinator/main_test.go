@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"portcullis.dev/portcullis/api"
+	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/simulated"
+	"portcullis.dev/portcullis/guest/evidence"
+	"portcullis.dev/portcullis/guest/guard"
+	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/tests/netlab"
+	"portcullis.dev/portcullis/tests/simtee"
+)
+
+var (
+	measurement = simtee.Measurement{1}
+	policy      = attestation.PolicyHash{1}
+)
+
+// The scripts share a network namespace of their own, with a TEE in it.
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) != "coordinator" { // testscript runs this binary as the command, too
+		netlab.Enter()
+	}
+	testscript.Main(m, map[string]func(){"coordinator": main})
+}
+
+func TestScripts(t *testing.T) {
+	world, err := simtee.New(simtee.PublishedKeys())
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := evidence.Listen(evidence.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- evidence.Serve(ctx, listener, world.Machine(measurement, policy)) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("serve evidence: %v", err)
+		}
+	})
+	m := manifest.Manifest{
+		Policies:        map[attestation.PolicyHash]manifest.Policy{policy: {Role: manifest.RoleCoordinator}},
+		ReferenceValues: manifest.ReferenceValues{Simulated: []simulated.ReferenceValue{world.Reference(measurement)}},
+	}
+	text, err := m.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		Setup: func(env *testscript.Env) error {
+			return os.WriteFile(filepath.Join(env.WorkDir, "manifest.json"), text, 0o644)
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits":  exits,
+			"await":  await,
+			"occupy": occupy,
+			"arm":    arm,
+			"guard":  guardIs,
+			"set":    set,
+		},
+		RequireExplicitExec: true,
+	})
+}
+
+// exits CODE PROGRAM [ARG...]: the program ends with that code.
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	if failed, ok := errors.AsType[*exec.ExitError](err); ok {
+		got = failed.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// await ADDRESS PATH STATUS TEXT: the URL answers with that status, and that text in it.
+func await(ts *testscript.TestScript, _ bool, args []string) {
+	url := "http://" + args[0] + args[1]
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		got, err := fetch(url)
+		if err == nil && strings.HasPrefix(got, args[2]+" ") && strings.Contains(got, args[3]) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s answers %q, %v", url, got, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func fetch(url string) (string, error) {
+	resp, err := http.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	return fmt.Sprintf("%d %s", resp.StatusCode, body), err
+}
+
+// occupy ADDRESS: somebody else listens there until the script ends.
+func occupy(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := net.Listen("tcp", args[0])
+	ts.Check(err)
+	ts.Defer(func() { l.Close() })
+}
+
+// arm: the guard is closed, as at boot.
+func arm(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(guard.Arm(context.Background())) }
+
+// guard STATE [PORTS]: the live table is in that state, with those ports in plaintext.
+func guardIs(ts *testscript.TestScript, _ bool, args []string) {
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		status, err := guard.Inspect(context.Background())
+		ts.Check(err)
+		ports, err := json.Marshal(status.Ports)
+		ts.Check(err)
+		if string(status.State) == args[0] && (len(args) == 1 || string(ports) == args[1]) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("the guard is %s %s, want %s", status.State, ports, args)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// set ADDRESS FILE: the Coordinator gets its first manifest, and verifies under it.
+func set(ts *testscript.TestScript, _ bool, args []string) {
+	text := []byte(ts.ReadFile(args[1]))
+	trusted, err := manifest.Parse(text)
+	ts.Check(err)
+	c, err := api.New(args[0])
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	_, err = c.Set(ctx, api.SetRequest{Manifest: text, Previous: make([]byte, 32)})
+	ts.Check(err)
+	nonce := make([]byte, api.NonceSize)
+	resp, err := c.Attest(ctx, nonce)
+	ts.Check(err)
+	_, err = api.VerifyCoordinator(ctx, resp, nonce, trusted)
+	ts.Check(err)
+}

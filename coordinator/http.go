@@ -1,0 +1,168 @@
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"mime"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"portcullis.dev/portcullis/api"
+	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/manifest/strictjson"
+)
+
+// The largest bodies. Bytes grow by a third in base64.
+const (
+	maxSmallBody       = 4 << 10
+	maxCertificateBody = 64 << 10 // an SNP report with its chain is 6 KiB, a TDX quote 8 KiB
+	maxManifestBody    = manifest.MaxSize/3*4 + 64<<10
+	requestTimeout     = 30 * time.Second
+)
+
+// Handler answers the routes of package api.
+func (c *Coordinator) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle(api.PathAttest, route(c, maxSmallBody, nil, c.attest))
+	mux.Handle(api.PathManifest, route(c, maxManifestBody, c.setting, c.set))
+	mux.Handle(api.PathNonce, route(c, maxSmallBody, nil, c.nonce))
+	mux.Handle(api.PathCertificate, route(c, maxCertificateBody, nil, c.certificate))
+	mux.Handle(api.PathHealth, get(http.HandlerFunc(c.health)))
+	mux.Handle(api.PathReady, get(http.HandlerFunc(c.ready)))
+	mux.Handle(api.PathMetrics, get(promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})))
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { problem(api.CodeNotFound).write(w) })
+	return mux
+}
+
+// route makes a handler of a function from request to answer: POST and JSON only, the body bounded, one deadline. Where
+// bodies are large, a gate bounds how many are in memory.
+func route[Request, Response any](
+	c *Coordinator, maxBody int64, bodies *gate, answer func(context.Context, *Request) (*Response, error),
+) http.Handler {
+	serve := func(w http.ResponseWriter, r *http.Request) (*Response, error) {
+		if r.Method != http.MethodPost {
+			w.Header().Set("Allow", http.MethodPost)
+			return nil, problem(api.CodeMethodNotAllowed)
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		if bodies != nil {
+			leave, err := bodies.enter(ctx)
+			if err != nil {
+				return nil, err
+			}
+			defer leave()
+		}
+		req := new(Request)
+		if err := decode(w, r, maxBody, req); err != nil {
+			return nil, err
+		}
+		return answer(ctx, req)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			if p := recover(); p != nil {
+				c.log.Error("panic", "route", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+				c.metrics.request(r.URL.Path, api.CodeInternal)
+				problem(api.CodeInternal).write(w)
+			}
+		}()
+		resp, err := serve(w, r)
+		if err != nil {
+			refused, ok := errors.AsType[*refusal](err)
+			if !ok {
+				refused = problem(api.CodeInternal).because(err)
+			}
+			c.logRefusal(r, refused)
+			c.metrics.request(r.URL.Path, refused.code)
+			refused.write(w)
+			return
+		}
+		c.metrics.request(r.URL.Path, "")
+		writeJSON(w, http.StatusOK, "application/json", resp)
+	})
+}
+
+func decode(w http.ResponseWriter, r *http.Request, maxBody int64, into any) error {
+	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		return problem(api.CodeBadRequest).saying("the Content-Type is not application/json")
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+			return problem(api.CodeTooLarge).saying("the request is larger than %d bytes", maxBody)
+		}
+		return problem(api.CodeBadRequest).saying("the request ended early").because(err)
+	}
+	if err := strictjson.Unmarshal(body, into); err != nil {
+		refused := problem(api.CodeBadRequest).saying("the request is malformed").because(err)
+		if faults, ok := errors.AsType[strictjson.Faults](err); ok {
+			refused.faults = faults.Strings()
+		}
+		return refused
+	}
+	return nil
+}
+
+var refusedMessages = map[string]string{
+	api.PathAttest:      "attestation refused",
+	api.PathManifest:    "manifest refused",
+	api.PathNonce:       "nonce refused",
+	api.PathCertificate: "certificate refused",
+}
+
+// logRefusal says what the client is not told. Rejected evidence is what operators look for first, so its parts are
+// fields of their own.
+func (c *Coordinator) logRefusal(r *http.Request, refused *refusal) {
+	level := slog.LevelWarn
+	if refused.code == api.CodeInternal {
+		level = slog.LevelError
+	}
+	attrs := []slog.Attr{
+		slog.String("code", string(refused.code)),
+		slog.String("remote", r.RemoteAddr),
+	}
+	if rejected, ok := errors.AsType[*attestation.Rejected](refused.cause); ok {
+		attrs = append(attrs,
+			slog.String("field", rejected.Field), slog.String("want", rejected.Want), slog.String("got", rejected.Got))
+	} else {
+		attrs = append(attrs, slog.String("reason", refused.Error()))
+	}
+	if judged, ok := errors.AsType[*judgedError](refused.cause); ok {
+		attrs = append(attrs, slog.String("claimedPolicyHash", judged.claimed))
+	}
+	c.log.LogAttrs(r.Context(), level, refusedMessages[r.URL.Path], attrs...)
+}
+
+// get admits GET and HEAD.
+func get(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			problem(api.CodeMethodNotAllowed).write(w)
+			return
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// health says that the process answers.
+func (c *Coordinator) health(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, "application/json", map[string]state{"state": c.state()})
+}
+
+// ready says that requests make sense: also to a fresh Coordinator, whose first manifest comes by the way that
+// readiness opens, and not to one that needs recovery.
+func (c *Coordinator) ready(w http.ResponseWriter, _ *http.Request) {
+	if c.needsRecovery {
+		problem(api.CodeNeedsRecovery).write(w)
+		return
+	}
+	c.health(w, nil)
+}

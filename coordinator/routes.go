@@ -1,0 +1,246 @@
+package coordinator
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"portcullis.dev/portcullis/api"
+	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/coordinator/store"
+	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/pki"
+)
+
+// maxHistory bounds the manifests of a history together, so that the answer to attest stays one that clients read.
+const maxHistory = 32 << 20
+
+// attest says who this Coordinator is. It is refused while recovery is needed: the answer would look like a fresh
+// Coordinator's, and a data owner must not take one for the other.
+func (c *Coordinator) attest(ctx context.Context, req *api.AttestRequest) (*api.AttestResponse, error) {
+	if len(req.Nonce) != api.NonceSize {
+		return nil, problem(api.CodeBadRequest).saying("nonce is %d bytes long, want %d", len(req.Nonce), api.NonceSize)
+	}
+	resp := &api.AttestResponse{HPKEKey: c.hpkeKey.PublicKey().Bytes(), History: []api.HistoryEntry{}}
+	switch g, err := c.generation(); {
+	case err == nil:
+		resp.RootCA, resp.MeshCA, resp.History = g.root.Raw, g.mesh.Certificate.Raw, g.history
+	case c.needsRecovery:
+		return nil, err
+	}
+	data, err := resp.ReportData(req.Nonce)
+	if err != nil {
+		return nil, err
+	}
+	evidence, err := c.ownEvidence(ctx, data)
+	if err != nil {
+		return nil, err
+	}
+	resp.Evidence = evidence
+	return resp, nil
+}
+
+func (c *Coordinator) ownEvidence(ctx context.Context, data attestation.ReportData) (attestation.Evidence, error) {
+	leave, err := c.attesting.enter(ctx)
+	if err != nil {
+		return attestation.Evidence{}, err
+	}
+	defer leave()
+	evidence, err := c.issuer.Issue(ctx, data)
+	if err != nil {
+		return attestation.Evidence{}, problem(api.CodeUnavailable).because(fmt.Errorf("get evidence of our own: %w", err))
+	}
+	return evidence, nil
+}
+
+// set makes a manifest the active one. Who is answered with success can rely on it: it is durable.
+func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetResponse, error) {
+	c.setMutex.Lock()
+	defer c.setMutex.Unlock()
+	current, err := c.generation()
+	if c.needsRecovery {
+		return nil, err
+	}
+	// What is wrong with the request whatever the manifest says comes first: a wrong previous also makes every signature
+	// wrong, and the conflict is the better explanation.
+	if len(req.Previous) != 32 {
+		return nil, problem(api.CodeBadRequest).saying("previous is %d bytes long, want 32", len(req.Previous))
+	}
+	if [32]byte(req.Previous) != current.previous() {
+		return nil, problem(api.CodeConflict)
+	}
+	if current.size()+len(req.Manifest) > maxHistory {
+		return nil, problem(api.CodeTooLarge).saying("the history would be larger than %d bytes", maxHistory)
+	}
+	var transition *manifest.Transition
+	if current == nil {
+		transition, err = manifest.First(req.Manifest, req.Signatures)
+	} else {
+		transition, err = current.transition.Next(req.Manifest, req.Signatures)
+	}
+	if err != nil {
+		return nil, refusedManifest(err)
+	}
+	if transition.Manifest.Simulated() && !c.allowSimulated {
+		refused := problem(api.CodeBadManifest)
+		refused.faults = []string{"ReferenceValues.Simulated: this Coordinator does not trust evidence that no hardware made" +
+			" (it was started without --allow-simulated-tee)"}
+		return nil, refused
+	}
+	next, err := current.successor(transition, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("make the authority of transition %x: %w", transition.Hash, err)
+	}
+	kept, err := objects(transition)
+	if err != nil {
+		return nil, err
+	}
+	var old []byte
+	if current != nil {
+		old = current.latest
+	}
+	// From here on a client that goes away changes nothing.
+	if err := c.store.Commit(context.WithoutCancel(ctx), kept, old, next.latest); err != nil {
+		if errors.Is(err, store.ErrConflict) {
+			return nil, problem(api.CodeConflict).because(err)
+		}
+		return nil, fmt.Errorf("keep transition %x: %w", transition.Hash, err)
+	}
+	c.active.Store(next)
+	c.log.Info("manifest set", "generation", len(next.history), "transition", hex.EncodeToString(transition.Hash[:]),
+		"policies", len(transition.Manifest.Policies), "signatures", len(transition.Signatures))
+	return &api.SetResponse{
+		TransitionHash: transition.Hash[:], RootCA: next.root.Raw, MeshCA: next.mesh.Certificate.Raw,
+	}, nil
+}
+
+// refusedManifest tells an owner everything: what is wrong is in the owner's own text or signatures.
+func refusedManifest(err error) error {
+	if malformed, ok := errors.AsType[*manifest.Error](err); ok {
+		refused := problem(api.CodeBadManifest).because(err)
+		refused.faults = malformed.Faults.Strings()
+		return refused
+	}
+	if unsigned, ok := errors.AsType[*manifest.SignatureError](err); ok {
+		return problem(api.CodeBadSignature).saying("%s", unsigned.Reason)
+	}
+	return err
+}
+
+func (c *Coordinator) nonce(context.Context, *api.NonceRequest) (*api.NonceResponse, error) {
+	g, err := c.generation()
+	if err != nil {
+		return nil, err
+	}
+	return &api.NonceResponse{Nonce: g.nonces.issue(c.clock.now())}, nil
+}
+
+// certificate certifies a pod that proves to be one of the manifest's. The checks come in the order of what they cost
+// the Coordinator, so that a stranger can make it do little.
+func (c *Coordinator) certificate(ctx context.Context, req *api.CertificateRequest) (*api.CertificateResponse, error) {
+	g, err := c.generation()
+	if err != nil {
+		return nil, err
+	}
+	if err := g.nonces.check(req.Nonce, c.clock.now()); err != nil {
+		return nil, problem(api.CodeBadNonce).because(err)
+	}
+	if len(req.MeshCA) > 0 && string(req.MeshCA) != string(g.meshHash[:]) {
+		return nil, problem(api.CodeGenerationChanged)
+	}
+	leave, err := c.judging.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	key, err := pki.ParseSPKI(req.PublicKey)
+	if err != nil || key.Curve != elliptic.P256() {
+		return nil, problem(api.CodeBadRequest).saying("publicKey is not the SPKI of an ECDSA P-256 key").because(err)
+	}
+	if _, err := api.ParseHPKEKey(req.HPKEKey); err != nil {
+		return nil, problem(api.CodeBadRequest).saying("hpkeKey is not a MLKEM768X25519 public key").because(err)
+	}
+	if !req.VerifyProof(key) {
+		return nil, problem(api.CodeBadSignature).saying("proof is not a signature by publicKey over this request")
+	}
+	claims, policy, err := c.judge(ctx, g, req)
+	if err != nil {
+		return nil, err
+	}
+	return c.answer(ctx, g, req, key, claims, policy)
+}
+
+// judge says which of the manifest's policies a pod has.
+func (c *Coordinator) judge(
+	ctx context.Context, g *generation, req *api.CertificateRequest,
+) (attestation.Claims, manifest.Policy, error) {
+	claims, err := g.validator.Validate(ctx, req.Evidence, req.ReportData())
+	if err == nil {
+		if policy, known := g.transition.Manifest.Policies[claims.PolicyHash]; known {
+			return claims, policy, nil
+		}
+		err = &attestation.Rejected{
+			Field: "HOST_DATA", Want: "the hash of a policy in the manifest", Got: claims.PolicyHash.String(),
+		}
+	}
+	judged := &judgedError{claimed: claimedPolicyHash(req.Evidence), err: err}
+	rejected, ok := errors.AsType[*attestation.Rejected](err)
+	if !ok {
+		return attestation.Claims{}, manifest.Policy{}, problem(api.CodeUnavailable).because(judged)
+	}
+	c.metrics.rejected(rejected.Field)
+	return attestation.Claims{}, manifest.Policy{},
+		problem(api.CodeEvidenceRejected).saying("the evidence's %s is not acceptable", rejected.Field).because(judged)
+}
+
+func (c *Coordinator) answer(
+	ctx context.Context, g *generation, req *api.CertificateRequest, key *ecdsa.PublicKey,
+	claims attestation.Claims, policy manifest.Policy,
+) (*api.CertificateResponse, error) {
+	resp, leaf, err := g.issue(req, key, claims, policy, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	if req.WantEvidence {
+		data, err := resp.ReportData(req)
+		if err != nil {
+			return nil, err
+		}
+		evidence, err := c.ownEvidence(ctx, data)
+		if err != nil {
+			return nil, err
+		}
+		resp.Evidence = &evidence
+	}
+	// A manifest that was set meanwhile may have dropped this very policy.
+	if c.active.Load() != g {
+		return nil, problem(api.CodeUnavailable).saying("the manifest changed meanwhile; ask again")
+	}
+	c.metrics.issued.Inc()
+	c.log.Info("certificate issued", "policyHash", claims.PolicyHash.String(), "serial", leaf.SerialNumber.Text(16),
+		"notAfter", leaf.NotAfter, "generation", len(g.history), "renewal", len(req.MeshCA) > 0)
+	return resp, nil
+}
+
+// judgedError adds to why evidence was not accepted whose it claims to be.
+type judgedError struct {
+	claimed string
+	err     error
+}
+
+func (e *judgedError) Error() string { return e.err.Error() }
+func (e *judgedError) Unwrap() error { return e.err }
+
+// claimedPolicyHash reads HOST_DATA of a report that nobody has verified: 32 bytes at C0h (AMD SEV-SNP ABI
+// specification, table "ATTESTATION_REPORT Structure"). It helps an operator find the pod and proves nothing.
+func claimedPolicyHash(e attestation.Evidence) string {
+	const at, length = 0xc0, 32
+	if len(e.Report) < at+length {
+		return "unreadable"
+	}
+	return hex.EncodeToString(e.Report[at : at+length])
+}

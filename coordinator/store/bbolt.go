@@ -1,0 +1,101 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// lockWait is how long OpenBolt waits for another process to release the file: a predecessor that is being stopped.
+const lockWait = 2 * time.Second
+
+var (
+	objectsBucket = []byte("objects")
+	latestBucket  = []byte("latest")
+	latestKey     = []byte("latest")
+)
+
+// Bolt is a Store in one file. It makes each Commit one transaction, on the disk (fsync) before it returns.
+type Bolt struct{ db *bbolt.DB }
+
+var _ Store = (*Bolt)(nil)
+
+// OpenBolt opens or makes the file, and the directory it lies in.
+func OpenBolt(path string) (*Bolt, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make the store's directory: %w", err)
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockWait, FreelistType: bbolt.FreelistMapType})
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, fmt.Errorf("open store %s: another process holds it", path)
+	case err != nil:
+		return nil, fmt.Errorf("open store %s: %w", path, err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, bucket := range [][]byte{objectsBucket, latestBucket} {
+			if _, err := tx.CreateBucketIfNotExists(bucket); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare store %s: %w", path, err), db.Close())
+	}
+	return &Bolt{db: db}, nil
+}
+
+// Object implements Store.
+func (b *Bolt) Object(_ context.Context, name Name) ([]byte, error) {
+	return b.get(objectsBucket, []byte(name.String()))
+}
+
+// Latest implements Store.
+func (b *Bolt) Latest(context.Context) ([]byte, error) { return b.get(latestBucket, latestKey) }
+
+// Commit implements Store.
+func (b *Bolt) Commit(ctx context.Context, objects []Object, old, new []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	err := b.db.Update(func(tx *bbolt.Tx) error {
+		latest := tx.Bucket(latestBucket)
+		if current := latest.Get(latestKey); (current == nil) != (old == nil) || !bytes.Equal(current, old) {
+			return ErrConflict
+		}
+		bucket := tx.Bucket(objectsBucket)
+		for _, o := range objects {
+			if err := bucket.Put([]byte(o.Name.String()), o.Data); err != nil {
+				return fmt.Errorf("put %s: %w", o.Name, err)
+			}
+		}
+		return latest.Put(latestKey, new)
+	})
+	if err != nil {
+		return fmt.Errorf("commit to store %s: %w", b.db.Path(), err)
+	}
+	return nil
+}
+
+// Close implements Store.
+func (b *Bolt) Close() error { return b.db.Close() }
+
+func (b *Bolt) get(bucket, key []byte) (value []byte, err error) {
+	err = b.db.View(func(tx *bbolt.Tx) error {
+		found := tx.Bucket(bucket).Get(key)
+		if found == nil {
+			return fmt.Errorf("%s: %w", key, ErrNotFound)
+		}
+		value = bytes.Clone(found) // found is the file's, and gone after the transaction
+		return nil
+	})
+	return value, err
+}

@@ -1,0 +1,171 @@
+package store_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"portcullis.dev/portcullis/coordinator/store"
+	"portcullis.dev/portcullis/coordinator/store/storetest"
+)
+
+// committerEnv makes the test binary a process that commits in an endless loop, for a test that kills it.
+const committerEnv = "PORTCULLIS_TEST_COMMIT_TO"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(committerEnv); path != "" {
+		fmt.Fprintln(os.Stderr, commitForEver(path))
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+func TestBoltIsAStore(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) (store.Store, func() store.Store) {
+		path := filepath.Join(t.TempDir(), "new", "coordinator.db")
+		s := open(t, path)
+		return s, func() store.Store {
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			return open(t, path)
+		}
+	})
+}
+
+func TestStoreFileIsPrivateAndHeldByOneProcess(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "coordinator.db")
+	open(t, path)
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode of the store: %v, %v, want 0600", info.Mode(), err)
+	}
+	if _, err := store.OpenBolt(path); err == nil || !strings.Contains(err.Error(), "another process holds it") {
+		t.Errorf("OpenBolt of a store that is open: %v", err)
+	}
+}
+
+func TestOpenBoltRefusesAForeignFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "coordinator.db")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("not a database\n"), 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := store.OpenBolt(path); err == nil {
+		s.Close()
+		t.Error("OpenBolt took a text file for a store")
+	}
+}
+
+// A committer announces n on its standard output after Commit(n) returned. It is killed at a random point. Then latest
+// must be the last n that was announced or the one after it, with its object.
+func TestKilledCommitLeavesOldOrNew(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "coordinator.db")
+	last := 0
+	for range 5 {
+		committer := exec.CommandContext(t.Context(), self)
+		committer.Env = append(os.Environ(), committerEnv+"="+path)
+		committer.Stderr = os.Stderr
+		stdout, err := committer.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := committer.Start(); err != nil {
+			t.Fatal(err)
+		}
+		var announced bytes.Buffer
+		for chunk := make([]byte, 64); bytes.Count(announced.Bytes(), []byte("\n")) < 3; {
+			n, err := stdout.Read(chunk)
+			if err != nil {
+				t.Fatalf("the committer ended by itself: %v", err)
+			}
+			announced.Write(chunk[:n])
+		}
+		if err := committer.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := announced.ReadFrom(stdout); err != nil {
+			t.Fatal(err)
+		}
+		_ = committer.Wait() // killed, as wanted
+
+		lines := strings.Split(announced.String(), "\n")
+		answered, err := strconv.Atoi(lines[len(lines)-2]) // the last complete line
+		if err != nil || answered <= last {
+			t.Fatalf("the committer announced %q after %d", lines, last)
+		}
+		s, err := store.OpenBolt(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		latest, err := s.Latest(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := strconv.Atoi(string(latest))
+		if err != nil || (n != answered && n != answered+1) {
+			t.Errorf("latest is %q, %v after %d was answered", latest, err, answered)
+		}
+		if data, err := s.Object(t.Context(), objectOf(n).Name); err != nil || string(data) != string(latest) {
+			t.Errorf("the object of latest %d: %q, %v", n, data, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		last = n
+	}
+}
+
+func commitForEver(path string) error {
+	ctx := context.Background()
+	s, err := store.OpenBolt(path)
+	if err != nil {
+		return err
+	}
+	n, old := 0, []byte(nil)
+	switch latest, err := s.Latest(ctx); {
+	case err == nil:
+		if n, err = strconv.Atoi(string(latest)); err != nil {
+			return err
+		}
+		old = latest
+	case !errors.Is(err, store.ErrNotFound):
+		return err
+	}
+	for {
+		n++
+		o := objectOf(n)
+		if err := s.Commit(ctx, []store.Object{o}, old, o.Data); err != nil {
+			return err
+		}
+		fmt.Println(n)
+		old = o.Data
+	}
+}
+
+func objectOf(n int) store.Object {
+	return store.Object{
+		Name: store.Name{Kind: store.Transition, Hash: [32]byte{byte(n), byte(n >> 8), byte(n >> 16)}},
+		Data: strconv.AppendInt(nil, int64(n), 10),
+	}
+}
+
+func open(t *testing.T, path string) store.Store {
+	t.Helper()
+	s, err := store.OpenBolt(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}

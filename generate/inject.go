@@ -1,0 +1,284 @@
+package generate
+
+import (
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"portcullis.dev/portcullis/guest/initdata"
+)
+
+// The names in a pod that belong to Portcullis. Whatever bears one of them was injected, and is replaced.
+const (
+	containerInitializer = "contrast-initializer"
+	containerMeshproxy   = "contrast-service-mesh"
+	volumeSecrets        = "contrast-secrets"
+	volumeMeshproxy      = "contrast-service-mesh"
+
+	// mountSecrets is where every container finds the credentials.
+	mountSecrets = "/contrast"
+	// mountMeshproxy is the mesh proxy's own: Envoy's configuration and its copies of the credentials.
+	mountMeshproxy = "/run/portcullis"
+)
+
+// Images are what the injected containers run.
+type Images struct{ Initializer, Meshproxy string }
+
+// injection is what one pod gets.
+type injection struct {
+	settings
+	coordinator string // host or host:port
+	images      Images
+}
+
+// sidecars are the native sidecars, in the order in which they start. The Initializer is first: until it is ready
+// nothing else runs. The mesh proxy is next, so that the pod's own init containers are inside the mesh.
+func (in injection) sidecars() list {
+	switch {
+	case in.role == initdata.Coordinator || in.skip:
+		return nil
+	case in.mesh == nil:
+		return list{in.initializer()}
+	}
+	return list{in.initializer(), in.meshproxy()}
+}
+
+// Every security-relevant value is an argument, since a pod policy pins arguments exactly; and an environment variable,
+// since that is where people look for it.
+func (in injection) initializer() mapping {
+	args := list{"--coordinator=" + in.coordinator}
+	var capabilities list
+	if in.mesh == nil {
+		args = append(args, "--no-mesh")
+		capabilities = list{"NET_ADMIN"} // to take the guard's table away
+	}
+	return mapping{
+		{"name", containerInitializer},
+		{"image", in.images.Initializer},
+		{"args", args},
+		{"env", list{variable("COORDINATOR_HOST", in.coordinator)}},
+		{"restartPolicy", "Always"},
+		{"startupProbe", startupProbe("initializer", "ready")},
+		{"resources", resources("10m", "64Mi")},
+		{"securityContext", securityContext(capabilities)},
+		{"volumeMounts", list{mapping{{"name", volumeSecrets}, {"mountPath", mountSecrets}}}},
+	}
+}
+
+func (in injection) meshproxy() mapping {
+	args := list{"--ingress=" + in.mesh.Ingress, "--egress=" + in.mesh.Egress}
+	env := list{
+		variable("CONTRAST_INGRESS_PROXY_CONFIG", in.mesh.Ingress),
+		variable("CONTRAST_EGRESS_PROXY_CONFIG", in.mesh.Egress),
+	}
+	if in.mesh.AdminPort != "" {
+		args = append(args, "--admin-port="+in.mesh.AdminPort)
+		env = append(env, variable("CONTRAST_ADMIN_PORT", in.mesh.AdminPort))
+	}
+	return mapping{
+		{"name", containerMeshproxy},
+		{"image", in.images.Meshproxy},
+		{"args", args},
+		{"env", env},
+		{"restartPolicy", "Always"},
+		{"startupProbe", startupProbe("meshproxy", "ready")},
+		{"resources", resources("50m", "256Mi")},
+		{"securityContext", securityContext(list{
+			"NET_ADMIN",        // the guard's rules
+			"NET_RAW",          // handed on to Envoy, whose listeners are transparent and marked
+			"SETUID", "SETGID", // to run Envoy as a user of its own
+			"KILL", // and to stop it
+		})},
+		{"volumeMounts", list{
+			mount(volumeSecrets, mountSecrets),
+			mapping{{"name", volumeMeshproxy}, {"mountPath", mountMeshproxy}},
+		}},
+	}
+}
+
+// volumes are in memory: the credentials never reach a disk, which is the host's.
+func (in injection) volumes() list {
+	switch {
+	case in.role == initdata.Coordinator || in.skip:
+		return nil
+	case in.mesh == nil:
+		return list{memoryVolume(volumeSecrets, "1Mi")}
+	}
+	return list{memoryVolume(volumeSecrets, "1Mi"), memoryVolume(volumeMeshproxy, "16Mi")}
+}
+
+func memoryVolume(name, limit string) mapping {
+	return mapping{{"name", name}, {"emptyDir", mapping{{"medium", "Memory"}, {"sizeLimit", limit}}}}
+}
+
+func mount(volume, path string) mapping {
+	return mapping{{"name", volume}, {"mountPath", path}, {"readOnly", true}}
+}
+
+func variable(name, value string) mapping { return mapping{{"name", name}, {"value", value}} }
+
+// startupProbe never gives up: a pod that waits for its Coordinator is not broken, and killing it would not help.
+func startupProbe(command ...any) mapping {
+	return mapping{
+		{"exec", mapping{{"command", list(command)}}},
+		{"periodSeconds", 1},
+		{"timeoutSeconds", 5},
+		{"failureThreshold", 1<<31 - 1},
+	}
+}
+
+// resources asks for the memory that it limits, as a podVM is sized by limits. The image is unpacked into guest memory,
+// so the figure covers it.
+func resources(cpu, memory string) mapping {
+	return mapping{
+		{"requests", mapping{{"cpu", cpu}, {"memory", memory}}},
+		{"limits", mapping{{"memory", memory}}},
+	}
+}
+
+// securityContext is root without its powers, whatever the pod's own says: root, since the key is readable by root only.
+func securityContext(capabilities list) mapping {
+	caps := mapping{{"drop", list{"ALL"}}}
+	if len(capabilities) > 0 {
+		caps = append(mapping{{"add", capabilities}}, caps...)
+	}
+	return mapping{
+		{"runAsUser", 0},
+		{"runAsGroup", 0},
+		{"runAsNonRoot", false},
+		{"privileged", false},
+		{"allowPrivilegeEscalation", false},
+		{"readOnlyRootFilesystem", true},
+		{"capabilities", caps},
+	}
+}
+
+// inject splices an injection, and the initdata annotation where there is one, into a pod that has none.
+func (s *splicer) inject(p pod, in injection, annotation string) {
+	l := layout{dash: s.dashIndent(p)}
+	volumes := in.volumes()
+	if len(volumes) > 0 {
+		for _, c := range p.containers() {
+			s.checkMounts(c)
+			s.addItems(c, "volumeMounts", list{mount(volumeSecrets, mountSecrets)}, l)
+		}
+		s.addItems(p.spec, "initContainers", in.sidecars(), l)
+		s.addItems(p.spec, "volumes", volumes, l)
+	}
+	if annotation != "" {
+		entries := mapping{{initdata.Annotation, annotation}}
+		if _, metadata := own(p.template, "metadata"); metadata != nil && metadata.Kind == yaml.MappingNode {
+			s.addEntries(metadata, "annotations", entries, l)
+		} else {
+			s.addEntries(p.template, "metadata", mapping{{"annotations", entries}}, l)
+		}
+	}
+}
+
+// dashIndent is how the pod's author indents lists.
+func (s *splicer) dashIndent(p pod) int {
+	key, containers := own(p.spec, "containers")
+	if containers == nil || containers.Kind != yaml.SequenceNode || isFlow(containers) {
+		return 0
+	}
+	dash, ok := s.dash(containers)
+	if !ok {
+		return 0
+	}
+	return max(0, dash-s.lineStart(dash)-(key.Column-1))
+}
+
+// checkMounts refuses mounts that would hide the credentials, or freeze them.
+func (s *splicer) checkMounts(container *yaml.Node) {
+	mounts := get(container, "volumeMounts")
+	if mounts == nil {
+		return
+	}
+	for _, m := range mounts.Content {
+		path := get(m, "mountPath")
+		if path == nil || path.Kind != yaml.ScalarNode {
+			continue
+		}
+		if clean := strings.TrimRight(path.Value, "/"); clean == mountSecrets || strings.HasPrefix(clean, mountSecrets+"/") {
+			s.failAt(path, "mountPath %s is where the mesh credentials are mounted; choose another", path.Value)
+		}
+	}
+}
+
+// strip takes out of a pod what an earlier run injected.
+func (s *splicer) strip(p pod) {
+	for _, c := range p.containers() {
+		if !ourContainer(c) {
+			s.removeItems(c, "volumeMounts", s.ourMount)
+		}
+	}
+	s.removeItems(p.spec, "initContainers", ourContainer)
+	s.removeItems(p.spec, "volumes", func(n *yaml.Node) bool {
+		name := text(n, "name")
+		return name == volumeSecrets || name == volumeMeshproxy
+	})
+	s.stripAnnotation(p)
+}
+
+func (s *splicer) stripAnnotation(p pod) {
+	metadataKey, metadata := own(p.template, "metadata")
+	if metadata == nil || metadata.Kind != yaml.MappingNode {
+		return
+	}
+	_, annotations := own(metadata, "annotations")
+	if annotations == nil || annotations.Kind != yaml.MappingNode {
+		return
+	}
+	key, value := own(annotations, initdata.Annotation)
+	if key == nil {
+		return
+	}
+	if !ourInitdata(value) {
+		s.failAt(key, "%s is here already and generate did not write it; remove it", initdata.Annotation)
+		return
+	}
+	if !isFlow(metadata) && !isFlow(annotations) && len(metadata.Content) == 2 && len(annotations.Content) == 2 {
+		s.removeLines(metadataKey, metadataKey, annotations) // made for the annotation
+		return
+	}
+	s.removeEntry(metadata, "annotations", initdata.Annotation)
+}
+
+func ourContainer(n *yaml.Node) bool {
+	name := text(n, "name")
+	return name == containerInitializer || name == containerMeshproxy
+}
+
+// ourMount recognises the mount that generate adds to every container. A person's own mount of that volume is a fault:
+// with a subPath it would show the first credentials for ever.
+func (s *splicer) ourMount(n *yaml.Node) bool {
+	if text(n, "name") != volumeSecrets {
+		return false
+	}
+	for _, key := range []string{"subPath", "subPathExpr"} {
+		if v := get(n, key); v != nil {
+			s.failAt(v, "%s of %s never sees a renewed certificate; every container has the whole volume at %s",
+				key, volumeSecrets, mountSecrets)
+		}
+	}
+	if text(n, "mountPath") != mountSecrets {
+		s.failAt(n, "%s is mounted at %s in every container by generate; remove this mount", volumeSecrets, mountSecrets)
+	}
+	return true
+}
+
+func ourInitdata(n *yaml.Node) bool {
+	if n.Kind != yaml.ScalarNode {
+		return false
+	}
+	document, err := initdata.Decode(n.Value)
+	if err != nil {
+		return false
+	}
+	data, err := initdata.Parse(document)
+	if err != nil {
+		return false
+	}
+	_, ok := data[initdata.KeyConfig]
+	return ok
+}

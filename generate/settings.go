@@ -1,0 +1,226 @@
+package generate
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"portcullis.dev/portcullis/guest/initdata"
+	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/meshproxy/config"
+)
+
+// The annotations.
+const (
+	annotationPrefix    = "contrast.edgeless.systems/"
+	annotationIngress   = annotationPrefix + "servicemesh-ingress"
+	annotationEgress    = annotationPrefix + "servicemesh-egress"
+	annotationAdminPort = annotationPrefix + "servicemesh-admin-interface-port"
+	annotationSkip      = annotationPrefix + "skip-initializer"
+	annotationSecretID  = annotationPrefix + "workload-secret-id"
+	annotationRole      = annotationPrefix + "pod-role"
+)
+
+var annotationNames = []string{
+	annotationIngress, annotationEgress, annotationAdminPort, annotationSkip, annotationSecretID, annotationRole,
+}
+
+// RuntimeClasses are prefixes of the names of confidential runtime classes.
+var RuntimeClasses = []string{"contrast-cc", "kata-qemu-snp", "kata-qemu-tdx", "kata-cc", "kata-remote"}
+
+// settings are what a pod's annotations ask for.
+type settings struct {
+	role initdata.Role
+	// skip leaves the Initializer out: the pod gets initdata and a policy, and the gate stays down.
+	skip     bool
+	secretID manifest.SecretID
+	// mesh is nil for a pod without mesh annotations.
+	mesh *initdata.MeshConfig
+	// parsed is mesh as the mesh proxy will understand it.
+	parsed *config.Config
+	// at has the value of each annotation that there is.
+	at map[string]*yaml.Node
+}
+
+// annotations collects the pod's annotations with our prefix, from all places where they may stand.
+func (p pod) annotations() (map[string]*yaml.Node, []error) {
+	found := make(map[string]*yaml.Node)
+	var faults []error
+	for _, annotations := range p.annotationMaps() {
+		for _, a := range pairs(annotations) {
+			name := a.key.Value
+			if !strings.HasPrefix(name, annotationPrefix) {
+				continue
+			}
+			first, seen := found[name]
+			switch {
+			case a.value.Kind != yaml.ScalarNode || a.value.Tag != "!!str":
+				faults = append(faults, p.src.faultAt(a.value, "annotation %s must be a string; put it in quotes", name))
+			case seen && first.Value != a.value.Value:
+				faults = append(faults, p.src.faultAt(a.value, "annotation %s is %q here and %q on line %d; keep one",
+					name, a.value.Value, first.Value, first.Line))
+			case !seen:
+				found[name] = a.value
+			}
+			if !slices.Contains(annotationNames, name) && strings.HasPrefix(name, annotationPrefix+"servicemesh") {
+				faults = append(faults, p.src.faultAt(a.key, "unknown annotation %s; known are %s", name,
+					strings.Join(annotationNames[:3], ", ")))
+			}
+		}
+	}
+	return found, faults
+}
+
+// readSettings reads a confidential pod's annotations and reports every fault.
+func (p pod) readSettings() (settings, []error) {
+	at, faults := p.annotations()
+	s := settings{role: initdata.Workload, at: at}
+	if len(faults) > 0 {
+		return s, faults
+	}
+	fault := func(name, format string, args ...any) {
+		faults = append(faults, p.src.faultAt(at[name], format, args...))
+	}
+	if v := at[annotationSkip]; v != nil {
+		switch v.Value {
+		case "true":
+			s.skip = true
+		case "false":
+		default:
+			fault(annotationSkip, "annotation %s is %q, want \"true\" or \"false\"", annotationSkip, v.Value)
+		}
+	}
+	if v := at[annotationRole]; v != nil {
+		s.role = initdata.Role(v.Value)
+		if s.role != initdata.Coordinator {
+			fault(annotationRole, "annotation %s is %q, want %q", annotationRole, v.Value, initdata.Coordinator)
+		}
+	}
+	if v := at[annotationSecretID]; v != nil {
+		if err := s.secretID.UnmarshalText([]byte(v.Value)); err != nil {
+			fault(annotationSecretID, "annotation %s: %v", annotationSecretID, err)
+		}
+	}
+	faults = append(faults, p.readMesh(&s)...)
+	if s.mesh != nil && (s.skip || s.role == initdata.Coordinator) {
+		name := slices.IndexFunc(annotationNames, func(name string) bool { return at[name] != nil })
+		reason := "without the Initializer the mesh proxy has no credentials"
+		if s.role == initdata.Coordinator {
+			reason = "a Coordinator answers on its own port and has no mesh proxy"
+		}
+		fault(annotationNames[name], "annotation %s: %s", annotationNames[name], reason)
+	}
+	return s, faults
+}
+
+// readMesh parses the mesh annotations one by one, so that each fault is reported where it stands, and then together.
+func (p pod) readMesh(s *settings) []error {
+	value := func(name string) string {
+		if v := s.at[name]; v != nil {
+			return v.Value
+		}
+		return ""
+	}
+	mesh := initdata.MeshConfig{
+		Ingress: value(annotationIngress), Egress: value(annotationEgress), AdminPort: value(annotationAdminPort),
+	}
+	var faults []error
+	var first *yaml.Node
+	for i, name := range annotationNames[:3] {
+		v := s.at[name]
+		if v == nil {
+			continue
+		}
+		if first == nil {
+			first = v
+		}
+		var alone [3]string
+		alone[i] = v.Value
+		_, err := config.Parse(alone[0], alone[1], alone[2])
+		faults = append(faults, p.configFaults(v, err)...)
+		if i == 2 && v.Value == "" {
+			faults = append(faults, p.src.faultAt(v, "annotation %s is empty; leave it out for no admin port", name))
+		}
+	}
+	if first == nil || len(faults) > 0 {
+		return faults
+	}
+	parsed, err := config.Parse(mesh.Ingress, mesh.Egress, mesh.AdminPort)
+	s.mesh, s.parsed = &mesh, parsed
+	return p.configFaults(first, err)
+}
+
+func (p pod) configFaults(at *yaml.Node, err error) []error {
+	if err == nil {
+		return nil
+	}
+	e, ok := errors.AsType[*config.Error](err)
+	if !ok {
+		return []error{p.src.faultAt(at, "%v", err)}
+	}
+	faults := make([]error, len(e.Faults))
+	for i, f := range e.Faults {
+		faults[i] = p.src.faultAt(at, "%v", f)
+	}
+	return faults
+}
+
+// guard is the guard state that the pod's software will bring about.
+func (s settings) guard() initdata.Guard {
+	switch {
+	case s.role == initdata.Coordinator:
+		return initdata.GuardMesh
+	case s.skip:
+		return initdata.GuardClosed
+	case s.mesh == nil, s.parsed.Mode == config.Disabled:
+		return initdata.GuardOpen
+	}
+	return initdata.GuardMesh
+}
+
+// confidential says whether the pod runs in a podVM.
+func (p pod) confidential(classes []string) bool {
+	class := text(p.spec, "runtimeClassName")
+	return slices.ContainsFunc(classes, func(prefix string) bool { return strings.HasPrefix(class, prefix) })
+}
+
+// checkForeign refuses annotations that would be without effect: where a person wrote one, they rely on it.
+func (p pod) checkForeign(classes []string) []error {
+	found, faults := p.annotations()
+	class := text(p.spec, "runtimeClassName")
+	what := fmt.Sprintf("its runtimeClassName is %q", class)
+	if class == "" {
+		what = "it has no runtimeClassName"
+	}
+	for _, name := range annotationNames {
+		if v := found[name]; v != nil && name != annotationSkip {
+			faults = append(faults, p.src.faultAt(v, "annotation %s on %v, which is not a confidential pod: %s, want one of %s "+
+				"(--runtime-class adds one)", name, p, what, strings.Join(classes, "*, ")+"*"))
+		}
+	}
+	return faults
+}
+
+// checkUnknownKind refuses our annotations anywhere in an object whose pods generate does not find.
+func (o object) checkUnknownKind() []error {
+	var faults []error
+	var walk func(n *yaml.Node)
+	walk = func(n *yaml.Node) {
+		if n.Kind == yaml.MappingNode {
+			for i := 0; i+1 < len(n.Content); i += 2 {
+				if name := n.Content[i].Value; slices.Contains(annotationNames, name) && name != annotationSkip {
+					faults = append(faults, o.src.faultAt(n.Content[i],
+						"annotation %s on an object of kind %q, whose pods generate does not know", name, o.kind))
+				}
+			}
+		}
+		for _, child := range n.Content {
+			walk(child)
+		}
+	}
+	walk(o.node)
+	return faults
+}

@@ -1,0 +1,370 @@
+package generate
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// source is one file: its bytes, and a parsed tree that is only ever used to find places in those bytes.
+type source struct {
+	name string
+	text []byte
+	// lines[i] is the offset of line i+1.
+	lines []int
+	// documents holds the root of every document that is not empty.
+	documents []*yaml.Node
+}
+
+var (
+	bom   = []byte("\xef\xbb\xbf")
+	bom16 = [][]byte{{0xff, 0xfe}, {0xfe, 0xff}}
+)
+
+// parse finds the documents of a file, and every fault that makes its places uncertain.
+func parse(name string, text []byte) (*source, error) {
+	s := &source{name: name, text: text, lines: lineStarts(text)}
+	for _, mark := range bom16 {
+		if bytes.HasPrefix(text, mark) {
+			return nil, s.fault(1, 1, "UTF-16 is not supported; save the file as UTF-8")
+		}
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	for {
+		var document yaml.Node
+		err := decoder.Decode(&document)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, s.syntaxFault(err)
+		}
+		if len(document.Content) == 1 && !isNull(document.Content[0]) {
+			s.documents = append(s.documents, document.Content[0])
+		}
+	}
+	var faults []error
+	for _, root := range s.documents {
+		s.checkKeys(root, &faults)
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// lineStarts counts lines as the YAML parser does, which also breaks them at NEL, LS and PS (YAML 1.1, section 4.2).
+func lineStarts(text []byte) []int {
+	start := 0
+	if bytes.HasPrefix(text, bom) {
+		start = len(bom)
+	}
+	starts := []int{start}
+	for i := start; i < len(text); {
+		n := breakLength(text[i:])
+		if n == 0 {
+			i++
+			continue
+		}
+		i += n
+		starts = append(starts, i)
+	}
+	return starts
+}
+
+// breakLength is the length of the line break that b begins with, 0 when it begins with none.
+func breakLength(b []byte) int {
+	switch {
+	case len(b) == 0:
+		return 0
+	case b[0] == '\n':
+		return 1
+	case b[0] == '\r':
+		if len(b) > 1 && b[1] == '\n' {
+			return 2
+		}
+		return 1
+	case bytes.HasPrefix(b, []byte("\u0085")):
+		return 2
+	case bytes.HasPrefix(b, []byte("\u2028")), bytes.HasPrefix(b, []byte("\u2029")):
+		return 3
+	}
+	return 0
+}
+
+// checkKeys refuses what no Kubernetes object has: keys that are not scalars (`image: {{ .Values.image }}` parses as one),
+// and duplicate keys, of which a reader would see another than the API server takes.
+func (s *source) checkKeys(n *yaml.Node, faults *[]error) {
+	if n.Kind == yaml.MappingNode {
+		seen := make(map[string]*yaml.Node, len(n.Content)/2)
+		for i := 0; i < len(n.Content); i += 2 {
+			key := n.Content[i]
+			if key.Kind != yaml.ScalarNode {
+				message := "a key that is not a string"
+				if key.Kind == yaml.MappingNode {
+					message += "; if this is a template, render it first"
+				}
+				*faults = append(*faults, s.faultAt(key, "%s", message))
+				continue
+			}
+			if first := seen[key.Value]; first != nil && key.Value != "<<" {
+				*faults = append(*faults, s.faultAt(key, "duplicate key %q, the first is on line %d", key.Value, first.Line))
+			}
+			seen[key.Value] = key
+		}
+	}
+	for _, child := range n.Content {
+		s.checkKeys(child, faults)
+	}
+}
+
+// syntaxFault turns "yaml: line 3: ..." into a fault with a place. The parser gives no column, so it is the line's first.
+func (s *source) syntaxFault(err error) error {
+	message := strings.TrimPrefix(err.Error(), "yaml: ")
+	line := 1
+	if rest, ok := strings.CutPrefix(message, "line "); ok {
+		if number, text, ok := strings.Cut(rest, ": "); ok {
+			if n, err := strconv.Atoi(number); err == nil {
+				line, message = min(max(n, 1), len(s.lines)), text
+			}
+		}
+	}
+	content := s.text[s.lines[line-1]:s.lineEnd(s.lines[line-1])]
+	column := 1 + len(content) - len(bytes.TrimLeft(content, " \t"))
+	if bytes.Contains(s.text, []byte("{{")) {
+		message += "; if this is a template, render it first"
+	}
+	return s.fault(line, column, "not valid YAML: %s", message)
+}
+
+// offset is where a node's text begins.
+func (s *source) offset(n *yaml.Node) int {
+	if n.Line < 1 || n.Line > len(s.lines) {
+		return len(s.text)
+	}
+	at := s.lines[n.Line-1]
+	for range n.Column - 1 {
+		if at >= len(s.text) {
+			return len(s.text)
+		}
+		_, size := utf8.DecodeRune(s.text[at:])
+		at += size
+	}
+	return at
+}
+
+// lineStart is the offset of the line that at lies in.
+func (s *source) lineStart(at int) int {
+	i, found := slices.BinarySearch(s.lines, at)
+	if found {
+		return s.lines[i]
+	}
+	return s.lines[max(i-1, 0)]
+}
+
+// lineEnd is the offset of the line break after at, or of the end of the text.
+func (s *source) lineEnd(at int) int {
+	for at < len(s.text) && breakLength(s.text[at:]) == 0 {
+		at++
+	}
+	return at
+}
+
+// nextLine is the offset of the line after the one that at lies in, or of the end of the text.
+func (s *source) nextLine(at int) int {
+	end := s.lineEnd(at)
+	return end + breakLength(s.text[end:])
+}
+
+// eol is the line break that lines at offset at should end with: that of the line before.
+func (s *source) eol(at int) string {
+	for _, near := range []int{at, len(s.text)} {
+		if bytes.HasSuffix(s.text[:near], []byte("\r\n")) {
+			return "\r\n"
+		}
+		if bytes.HasSuffix(s.text[:near], []byte("\n")) {
+			return "\n"
+		}
+	}
+	if len(s.lines) > 1 && bytes.HasSuffix(s.text[:s.lines[1]], []byte("\r\n")) {
+		return "\r\n"
+	}
+	return "\n"
+}
+
+// end is where a node's text ends, just after its last byte that is not blank. The parser does not say; but no content of
+// a scalar vanishes or is escaped other than in quotes, so its value can be followed through the text.
+// False means that the text is not what the tree says, and nothing may be spliced there.
+func (s *source) end(n *yaml.Node) (int, bool) {
+	at := s.skipProperties(n, s.offset(n))
+	switch n.Kind {
+	case yaml.AliasNode:
+		return at + len("*") + len(n.Value), true
+	case yaml.MappingNode, yaml.SequenceNode:
+		return s.endOfCollection(n, at)
+	case yaml.ScalarNode:
+	default:
+		return 0, false
+	}
+	switch {
+	case n.Style&yaml.DoubleQuotedStyle != 0:
+		return s.endOfQuotes(at, '"')
+	case n.Style&yaml.SingleQuotedStyle != 0:
+		return s.endOfQuotes(at, '\'')
+	case n.Style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0:
+		end, ok := s.follow(s.lineEnd(at), n.Value)
+		// With "+" the blank lines that follow are content too: each but the first break of the value's end is one.
+		content := strings.TrimRight(n.Value, "\n")
+		for range len(n.Value) - len(content) - 1 {
+			end = s.nextLine(end)
+		}
+		return end, ok
+	}
+	return s.follow(at, n.Value)
+}
+
+func (s *source) endOfCollection(n *yaml.Node, at int) (int, bool) {
+	last := at
+	if len(n.Content) > 0 {
+		var ok bool
+		if last, ok = s.end(n.Content[len(n.Content)-1]); !ok {
+			return 0, false
+		}
+	} else {
+		last = at + 1 // an empty collection is a flow collection: behind its opening bracket
+	}
+	if !isFlow(n) {
+		return last, len(n.Content) > 0
+	}
+	if len(n.Content) > 0 && !s.bracketed(n) {
+		return last, true
+	}
+	closing := byte('}')
+	if n.Kind == yaml.SequenceNode {
+		closing = ']'
+	}
+	for last < len(s.text) {
+		switch c := s.text[last]; {
+		case c == closing:
+			return last + 1, true
+		case c == '#':
+			last = s.lineEnd(last)
+		case c == ',', isBlank(s.text[last:]) > 0:
+			last++
+		default:
+			return 0, false
+		}
+	}
+	return 0, false
+}
+
+// bracketed says whether a flow collection begins with its bracket, which a single pair in a flow list does without: [a: b].
+func (s *source) bracketed(n *yaml.Node) bool {
+	at := s.skipProperties(n, s.offset(n))
+	return at < len(s.text) && (s.text[at] == '{' || s.text[at] == '[')
+}
+
+func (s *source) endOfQuotes(at int, quote byte) (int, bool) {
+	if at >= len(s.text) || s.text[at] != quote {
+		return 0, false
+	}
+	for i := at + 1; i < len(s.text); i++ {
+		switch {
+		case s.text[i] == '\\' && quote == '"':
+			i++
+		case s.text[i] != quote:
+		case quote == '\'' && i+1 < len(s.text) && s.text[i+1] == quote:
+			i++
+		default:
+			return i + 1, true
+		}
+	}
+	return 0, false
+}
+
+// follow walks from at through everything in value that is not blank, and returns where that ends.
+func (s *source) follow(at int, value string) (int, bool) {
+	end := at
+	for i := 0; i < len(value); {
+		if n := isBlank([]byte(value[i:min(i+3, len(value))])); n > 0 {
+			i += n
+			continue
+		}
+		for at < len(s.text) {
+			n := isBlank(s.text[at:])
+			if n == 0 {
+				break
+			}
+			at += n
+		}
+		if at >= len(s.text) || s.text[at] != value[i] {
+			return 0, false
+		}
+		i++
+		at++
+		end = at
+	}
+	return end, true
+}
+
+// skipProperties skips the anchor and the tag that may stand before a node's content.
+func (s *source) skipProperties(n *yaml.Node, at int) int {
+	if n.Kind == yaml.AliasNode || n.Anchor == "" && n.Style&yaml.TaggedStyle == 0 {
+		return at
+	}
+	for at < len(s.text) && (s.text[at] == '&' || s.text[at] == '!') {
+		for at < len(s.text) && isBlank(s.text[at:]) == 0 {
+			at++
+		}
+		for at < len(s.text) {
+			blank := isBlank(s.text[at:])
+			if blank == 0 {
+				break
+			}
+			at += blank
+		}
+	}
+	return at
+}
+
+// isBlank is the length of the space, tab or line break that b begins with, 0 when it begins with none.
+func isBlank(b []byte) int {
+	if len(b) > 0 && (b[0] == ' ' || b[0] == '\t') {
+		return 1
+	}
+	return breakLength(b)
+}
+
+func isNull(n *yaml.Node) bool { return n.Kind == yaml.ScalarNode && n.Tag == "!!null" }
+
+func isFlow(n *yaml.Node) bool { return n.Style&yaml.FlowStyle != 0 || len(n.Content) == 0 }
+
+// A Fault is something wrong in a file, and where.
+type Fault struct {
+	File string
+	// Line and Column count from 1; Column counts characters.
+	Line, Column int
+	Message      string
+}
+
+func (f *Fault) Error() string {
+	return fmt.Sprintf("%s:%d:%d: %s", f.File, f.Line, f.Column, f.Message)
+}
+
+// ExitCode is 2: malformed input.
+func (f *Fault) ExitCode() int { return 2 }
+
+func (s *source) fault(line, column int, format string, args ...any) error {
+	return &Fault{File: s.name, Line: line, Column: column, Message: fmt.Sprintf(format, args...)}
+}
+
+func (s *source) faultAt(n *yaml.Node, format string, args ...any) error {
+	return s.fault(n.Line, n.Column, format, args...)
+}

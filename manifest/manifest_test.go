@@ -1,0 +1,512 @@
+package manifest_test
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/simulated"
+	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/manifest/strictjson"
+	"portcullis.dev/portcullis/pki"
+	"portcullis.dev/portcullis/tests/simtee"
+)
+
+var (
+	hashA = strings.Repeat("aa", 32)
+	hashB = strings.Repeat("bb", 32)
+)
+
+var reference = sync.OnceValue(func() simulated.ReferenceValue {
+	world, err := simtee.New(simtee.PublishedKeys())
+	if err != nil {
+		panic(err)
+	}
+	return world.Reference(simtee.Measurement{1})
+})
+
+func sans(t testing.TB, texts ...string) []pki.SAN {
+	t.Helper()
+	var parsed []pki.SAN
+	for _, text := range texts {
+		san, err := pki.ParseSAN(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed = append(parsed, san)
+	}
+	return parsed
+}
+
+func hash(t testing.TB, text string) attestation.PolicyHash {
+	t.Helper()
+	h, err := attestation.ParsePolicyHash(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func newKey(t testing.TB, curve elliptic.Curve) (*ecdsa.PrivateKey, manifest.OwnerKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(curve, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner, err := manifest.NewOwnerKey(&key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, owner
+}
+
+// whole is a manifest that uses every field.
+func whole(t testing.TB) *manifest.Manifest {
+	t.Helper()
+	_, alice := newKey(t, elliptic.P256())
+	_, bob := newKey(t, elliptic.P384())
+	validity, err := manifest.NewValidity(36 * time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &manifest.Manifest{
+		Policies: map[attestation.PolicyHash]manifest.Policy{
+			hash(t, hashA): {SANs: sans(t, "coordinator"), Role: manifest.RoleCoordinator},
+			hash(t, hashB): {SANs: sans(t, "*.shop.svc", "10.0.0.1"), WorkloadSecretID: "apps/v1/StatefulSet/db"},
+		},
+		ReferenceValues:        manifest.ReferenceValues{Simulated: []simulated.ReferenceValue{reference()}},
+		WorkloadOwnerKeys:      []manifest.OwnerKey{alice, bob},
+		WorkloadOwnerThreshold: 2,
+		CertificateValidity:    validity,
+		AllowWildcardSANs:      true,
+	}
+}
+
+func encode(t testing.TB, m *manifest.Manifest) string {
+	t.Helper()
+	text, err := m.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestParseReadsWhatEncodeWrites(t *testing.T) {
+	want := whole(t)
+	text := encode(t, want)
+	got, err := manifest.Parse([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got.Text()) != text || got.Hash() != sha256.Sum256([]byte(text)) {
+		t.Error("Text and Hash are not those of the text")
+	}
+	if again := encode(t, got); again != text {
+		t.Errorf("encoded again:\n%s", cmp.Diff(text, again))
+	}
+	if !slices.Equal(got.CoordinatorPolicies(), []attestation.PolicyHash{hash(t, hashA)}) {
+		t.Errorf("coordinator policies %v", got.CoordinatorPolicies())
+	}
+	if got.CertificateValidity.Duration() != 36*time.Hour || got.WorkloadOwnerThreshold != 2 || !got.Simulated() {
+		t.Errorf("read %+v", got)
+	}
+	if diff := cmp.Diff(want.Policies, got.Policies, cmp.Comparer(func(a, b pki.SAN) bool { return a == b })); diff != "" {
+		t.Errorf("policies (-want +got):\n%s", diff)
+	}
+}
+
+func TestCertificateValidityDefaultsToThirtyDays(t *testing.T) {
+	m := whole(t)
+	m.CertificateValidity = manifest.Validity{}
+	text := encode(t, m)
+	if strings.Contains(text, "CertificateValidity") {
+		t.Error("the unset field is written")
+	}
+	parsed, err := manifest.Parse([]byte(text))
+	if err != nil || parsed.CertificateValidity.Duration() != 720*time.Hour {
+		t.Errorf("validity %v, %v", parsed.CertificateValidity.Duration(), err)
+	}
+}
+
+func TestParseReportsFaults(t *testing.T) {
+	base := whole(t)
+	text := encode(t, base)
+	replace := func(old, new string) string {
+		if strings.Count(text, old) == 0 {
+			t.Fatalf("the manifest has no %q:\n%s", old, text)
+		}
+		return strings.Replace(text, old, new, 1)
+	}
+	altered := func(alter func(m *manifest.Manifest)) string {
+		m := whole(t)
+		alter(m)
+		_, err := m.Encode()
+		malformed, ok := errors.AsType[*manifest.Error](err)
+		if !ok {
+			t.Fatalf("Encode: %v", err)
+		}
+		return "!" + malformed.Faults.Error()
+	}
+	policyA, policyB := `Policies["`+hashA+`"]`, `Policies["`+hashB+`"]`
+	tests := map[string]struct {
+		text string // or the fault of Encode, after "!"
+		want []string
+	}{
+		"empty": {"", []string{"line 1, column 1: unexpected EOF"}},
+		"nothing in it": {`{}`, []string{
+			`Policies: no policy has the role "coordinator"`, "ReferenceValues: there are none",
+		}},
+		"not an object":        {`[]`, []string{"want an object, got an array"}},
+		"two documents":        {text + text, []string{"something follows the value"}},
+		"too large":            {text + strings.Repeat(" ", manifest.MaxSize), []string{"at most 1048576"}},
+		"unknown field":        {replace(`"Policies"`, `"Extra": 1, "Policies"`), []string{"Extra: unknown field"}},
+		"another case":         {replace(`"AllowWildcardSANs"`, `"allowWildcardSANs"`), []string{"allowWildcardSANs: unknown field; did you mean AllowWildcardSANs", `"*.shop.svc" satisfies peers`}},
+		"duplicate policy":     {replace(`"`+hashB+`"`, `"`+hashA+`"`), []string{policyA + ": the name occurs twice"}},
+		"policy hash in caps":  {replace(hashB, strings.ToUpper(hashB)), []string{"is not 64 lower-case hexadecimal digits"}},
+		"all-zero policy hash": {replace(hashB, strings.Repeat("0", 64)), []string{"policy hash is all zero"}},
+		"SNP":                  {replace(`"Simulated"`, `"SNP": [], "Simulated"`), []string{"ReferenceValues.SNP: this version cannot judge evidence of SNP yet"}},
+		"TDX":                  {replace(`"Simulated"`, `"TDX": [], "Simulated"`), []string{"ReferenceValues.TDX: this version cannot judge evidence of TDX yet"}},
+		"seed share owners":    {replace(`"Policies"`, `"SeedshareOwnerKeys": [], "Policies"`), []string{"SeedshareOwnerKeys: this version cannot split the seed"}},
+		"successors":           {replace(`"Policies"`, `"Successors": {}, "Policies"`), []string{"Successors: this version cannot let two manifests overlap"}},
+		"unknown role":         {replace(`"Role": "coordinator"`, `"Role": "Coordinator"`), []string{policyA + `.Role: role "Coordinator", want "coordinator" or no role`}},
+		"bad SAN":              {replace(`"10.0.0.1"`, `"10.0.0.01"`), []string{policyB + `.SANs[1]: SAN "10.0.0.01"`}},
+		"bad secret ID":        {replace("apps/v1/StatefulSet/db", "apps v1"), []string{policyB + `.WorkloadSecretID: character ' '`}},
+		"empty secret ID":      {replace("apps/v1/StatefulSet/db", ""), []string{policyB + ".WorkloadSecretID: 0 characters"}},
+		"validity 0":           {replace(`"36h0m0s"`, `"0s"`), []string{"CertificateValidity: validity 0s, want 1m0s to 2160h0m0s"}},
+		"validity too long":    {replace(`"36h0m0s"`, `"2161h"`), []string{"CertificateValidity: validity 2161h0m0s"}},
+		"validity below zero":  {replace(`"36h0m0s"`, `"-1h"`), []string{"CertificateValidity: validity -1h0m0s"}},
+		"validity a number":    {replace(`"36h0m0s"`, `36`), []string{"CertificateValidity: want a string, got a number"}},
+		"validity in days":     {replace(`"36h0m0s"`, `"2d"`), []string{`CertificateValidity: "2d" is not a duration such as 720h`}},
+		"owner key not PEM":    {replace(`-----BEGIN PUBLIC KEY-----`, `x`), []string{"WorkloadOwnerKeys[0]: read a public key"}},
+		"null":                 {replace(`"AllowWildcardSANs": true`, `"AllowWildcardSANs": null`), []string{"AllowWildcardSANs: null is not a value", "*.shop.svc"}},
+		"bad measurement":      {replace(reference().Measurement, "00"), []string{"ReferenceValues.Simulated[0].Measurement: "}},
+		"field of the TCB missing": {
+			regexp.MustCompile(`"SNP": \d+,`).ReplaceAllString(text, ""), []string{"ReferenceValues.Simulated[0].MinimumTCB.SNP: is missing"},
+		},
+		"threshold missing": {
+			replace(`"WorkloadOwnerThreshold": 2,`, ``), []string{"WorkloadOwnerThreshold: 0, want 1 to 2"},
+		},
+		"threshold too high": {
+			replace(`"WorkloadOwnerThreshold": 2`, `"WorkloadOwnerThreshold": 3`), []string{"WorkloadOwnerThreshold: 3, want 1 to 2"},
+		},
+		"threshold below zero": {
+			replace(`"WorkloadOwnerThreshold": 2`, `"WorkloadOwnerThreshold": -1`), []string{"WorkloadOwnerThreshold: -1, want 1 to 2"},
+		},
+		"threshold a fraction": {
+			replace(`"WorkloadOwnerThreshold": 2`, `"WorkloadOwnerThreshold": 1.5`), []string{"WorkloadOwnerThreshold: number 1.5 is not a int"},
+		},
+		"threshold without keys": {
+			altered(func(m *manifest.Manifest) { m.WorkloadOwnerKeys = nil }),
+			[]string{"WorkloadOwnerThreshold: 2, but there are no WorkloadOwnerKeys"},
+		},
+		"one owner twice": {
+			altered(func(m *manifest.Manifest) { m.WorkloadOwnerKeys[1] = m.WorkloadOwnerKeys[0] }),
+			[]string{"WorkloadOwnerKeys[1]: the same key as WorkloadOwnerKeys[0]"},
+		},
+		"no coordinator": {
+			altered(func(m *manifest.Manifest) { delete(m.Policies, hash(t, hashA)) }),
+			[]string{`Policies: no policy has the role "coordinator"`},
+		},
+		"no reference values": {
+			altered(func(m *manifest.Manifest) { m.ReferenceValues = manifest.ReferenceValues{} }),
+			[]string{"ReferenceValues: there are none"},
+		},
+		"wildcard not acknowledged": {
+			altered(func(m *manifest.Manifest) { m.AllowWildcardSANs = false }),
+			[]string{policyB + `.SANs[0]: "*.shop.svc" satisfies peers that ask for other names; AllowWildcardSANs`},
+		},
+		"one SAN under two policies": {
+			altered(func(m *manifest.Manifest) {
+				m.Policies[hash(t, hashB)] = manifest.Policy{SANs: sans(t, "db", "coordinator")}
+			}),
+			[]string{policyB + `.SANs[1]: "coordinator" is listed at ` + policyA + `.SANs[0] already`},
+		},
+		"one SAN twice": {
+			altered(func(m *manifest.Manifest) {
+				m.Policies[hash(t, hashB)] = manifest.Policy{SANs: sans(t, "db", "db")}
+			}),
+			[]string{policyB + `.SANs[1]: "db" is listed at ` + policyB + `.SANs[0] already`},
+		},
+		"everything at once": {
+			strings.NewReplacer(`"36h0m0s"`, `"1s"`, `"10.0.0.1"`, `"coordinator"`, `"Policies"`, `"policies2": 1, "Policies"`,
+				`"WorkloadOwnerThreshold": 2`, `"WorkloadOwnerThreshold": 9`).Replace(text),
+			[]string{"policies2: unknown field", "CertificateValidity: validity 1s", "already", "WorkloadOwnerThreshold: 9"},
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			var faults []string
+			if encoded, ok := strings.CutPrefix(test.text, "!"); ok {
+				faults = strings.Split(encoded, "; ")
+				if len(test.want) == 1 {
+					faults = []string{encoded} // a fault's own words may have a semicolon in them
+				}
+			} else {
+				m, err := manifest.Parse([]byte(test.text))
+				malformed, ok := errors.AsType[*manifest.Error](err)
+				if !ok || m != nil {
+					t.Fatalf("Parse: %v, %v, want an *Error and no manifest", m, err)
+				}
+				if malformed.ExitCode() != 2 {
+					t.Errorf("exit code %d", malformed.ExitCode())
+				}
+				faults = malformed.Faults.Strings()
+			}
+			if len(faults) != len(test.want) {
+				t.Fatalf("faults:\n%s\nwant:\n%s", strings.Join(faults, "\n"), strings.Join(test.want, "\n"))
+			}
+			for _, want := range test.want {
+				if !slices.ContainsFunc(faults, func(f string) bool { return strings.Contains(f, want) }) {
+					t.Errorf("faults:\n%s\nwant one that says %q", strings.Join(faults, "\n"), want)
+				}
+			}
+		})
+	}
+}
+
+func TestZeroManifestAdmitsNobody(t *testing.T) {
+	m := &manifest.Manifest{}
+	if _, err := m.Encode(); err == nil {
+		t.Error("the zero manifest encodes")
+	}
+	if len(m.CoordinatorPolicies()) != 0 {
+		t.Error("the zero manifest has coordinators")
+	}
+	v, err := m.Validator()
+	if err == nil {
+		world, err := simtee.New(simtee.PublishedKeys())
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := attestation.NewReportData("test")
+		evidence, err := world.Machine(simtee.Measurement{1}, hash(t, hashA)).Issue(t.Context(), data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if claims, err := v.Validate(t.Context(), evidence, data); err == nil {
+			t.Errorf("the zero manifest's validator accepts %+v", claims)
+		}
+	}
+	for name, m := range map[string]*manifest.Manifest{"zero": m, "nil": nil, "threshold 0": {WorkloadOwnerKeys: whole(t).WorkloadOwnerKeys}} {
+		if err := manifest.VerifyOwners(m, [32]byte{1}, nil); err == nil {
+			t.Errorf("%s: a transition without signatures is accepted", name)
+		}
+	}
+	if len((manifest.OwnerKey{}).SPKI()) != 0 {
+		t.Error("the zero owner key has an SPKI")
+	}
+	if _, err := (manifest.OwnerKey{}).MarshalText(); err == nil {
+		t.Error("the zero owner key encodes")
+	}
+	if _, err := (*manifest.Transition)(nil).Next([]byte(encode(t, whole(t))), nil); err == nil {
+		t.Error("a transition follows nothing")
+	}
+}
+
+// The exact numbers are part of the protocol: a data owner may compute them with sha256sum.
+func TestTransitionHashIsTheDocumentedOne(t *testing.T) {
+	text := []byte("a manifest")
+	manifestHash := sha256.Sum256(text)
+	first := sha256.Sum256(append(manifestHash[:], make([]byte, 32)...))
+	if got := manifest.TransitionHash(text, [32]byte{}); got != first {
+		t.Errorf("first transition %x, want %x", got, first)
+	}
+	second := sha256.Sum256(append(manifestHash[:], first[:]...))
+	if got := manifest.TransitionHash(text, first); got != second {
+		t.Errorf("second transition %x, want %x", got, second)
+	}
+	if got, want := string(manifest.SignedMessage(first)), "portcullis transition v1:"+hex.EncodeToString(first[:]); got != want {
+		t.Errorf("signed message %q, want %q", got, want)
+	}
+}
+
+func TestOwnersSignWithOpenSSL(t *testing.T) {
+	openssl, err := exec.LookPath("openssl")
+	if err != nil {
+		t.Fatal("openssl is needed: apt-get install openssl")
+	}
+	key, owner := newKey(t, elliptic.P384())
+	private, err := pki.EncodePrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "owner.pem")
+	if err := os.WriteFile(file, private.Reveal(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := whole(t)
+	m.WorkloadOwnerKeys, m.WorkloadOwnerThreshold = []manifest.OwnerKey{owner}, 1
+	text := []byte(encode(t, m))
+	sign := exec.CommandContext(t.Context(), openssl, "dgst", "-sha256", "-sign", file)
+	sign.Stdin = bytes.NewReader(manifest.SignedMessage(manifest.TransitionHash(text, [32]byte{})))
+	signature, err := sign.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := manifest.First(text, []manifest.Signature{{PublicKey: owner.SPKI(), Signature: signature}}); err != nil {
+		t.Error(err)
+	}
+	signature[len(signature)-1] ^= 1
+	_, err = manifest.First(text, []manifest.Signature{{PublicKey: owner.SPKI(), Signature: signature}})
+	if refused, ok := errors.AsType[*manifest.SignatureError](err); !ok || refused.ExitCode() != 3 {
+		t.Errorf("First with a wrong signature: %v", err)
+	}
+}
+
+// For any owners, threshold and signers: accepted exactly when enough different owners signed this transition and
+// nobody else did anything.
+func TestThresholdCountsDifferentOwners(t *testing.T) {
+	const owners = 4
+	var private []*ecdsa.PrivateKey
+	var public []manifest.OwnerKey
+	for range owners + 1 { // one stranger
+		key, owner := newKey(t, elliptic.P256())
+		private, public = append(private, key), append(public, owner)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		m := &manifest.Manifest{
+			WorkloadOwnerKeys:      public[:rapid.IntRange(1, owners).Draw(t, "owners")],
+			WorkloadOwnerThreshold: rapid.IntRange(1, owners).Draw(t, "threshold"),
+		}
+		signers := rapid.SliceOfN(rapid.IntRange(0, owners), 0, 6).Draw(t, "signers")
+		transition := [32]byte{1}
+		digest := sha256.Sum256(manifest.SignedMessage(transition))
+		var signatures []manifest.Signature
+		distinct, strangers := map[int]bool{}, false
+		for _, i := range signers {
+			signature, err := ecdsa.SignASN1(rand.Reader, private[i], digest[:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			signatures = append(signatures, manifest.Signature{PublicKey: public[i].SPKI(), Signature: signature})
+			distinct[i] = true
+			strangers = strangers || i >= len(m.WorkloadOwnerKeys)
+		}
+		want := !strangers && len(distinct) >= m.WorkloadOwnerThreshold
+		if err := manifest.VerifyOwners(m, transition, signatures); (err == nil) != want {
+			t.Fatalf("VerifyOwners: %v, want accepted: %v", err, want)
+		}
+	})
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{}`))
+	f.Add([]byte(encode(f, whole(f))))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		m, err := manifest.Parse(text)
+		if (m == nil) != (err != nil) {
+			t.Fatalf("Parse: %v, %v", m, err)
+		}
+		if m == nil {
+			return
+		}
+		if _, err := m.Encode(); err != nil {
+			t.Fatalf("a manifest that parses does not encode: %v", err)
+		}
+		if len(m.CoordinatorPolicies()) == 0 {
+			t.Fatal("a manifest without coordinators parses")
+		}
+	})
+}
+
+// docs/manifest.md has one heading for each field, with its path, and none for anything else.
+func TestDocumentationListsEveryField(t *testing.T) {
+	text, err := os.ReadFile("../docs/manifest.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]bool{}
+	fields("", reflect.TypeFor[manifest.Manifest](), want)
+	got := map[string]bool{}
+	for _, match := range regexp.MustCompile("(?m)^#+ `([^`]+)`$").FindAllStringSubmatch(string(text), -1) {
+		got[match[1]] = true
+	}
+	if diff := cmp.Diff(slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(got))); diff != "" {
+		t.Errorf("headings of docs/manifest.md (-fields +headings):\n%s", diff)
+	}
+	for _, number := range []string{"1m", "2160h", "720h", "253"} {
+		if !strings.Contains(string(text), number) {
+			t.Errorf("docs/manifest.md does not say %s", number)
+		}
+	}
+}
+
+// The example in docs/manifest.md has every field and is well-formed, but for the certificate and keys it abbreviates.
+func TestDocumentationsExampleIsAManifest(t *testing.T) {
+	text, err := os.ReadFile("../docs/manifest.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, found := strings.Cut(string(text), "```json\n")
+	example, _, closed := strings.Cut(example, "```")
+	if !found || !closed {
+		t.Fatal("docs/manifest.md has no example")
+	}
+	_, err = manifest.Parse([]byte(example))
+	malformed, ok := errors.AsType[*manifest.Error](err)
+	if !ok {
+		t.Fatalf("Parse: %v, want faults of the abbreviated parts", err)
+	}
+	abbreviated := []string{"ReferenceValues.Simulated[0].RootCA", "WorkloadOwnerKeys[0]", "WorkloadOwnerKeys[1]"}
+	for _, fault := range malformed.Faults {
+		if !slices.Contains(abbreviated, fault.Path) {
+			t.Errorf("the example has a fault: %s", fault.Error())
+		}
+	}
+	want := map[string]bool{}
+	fields("", reflect.TypeFor[manifest.Manifest](), want)
+	for path := range want {
+		name := path[strings.LastIndexAny(path, ".")+1:]
+		if !strings.Contains(example, `"`+strings.TrimSuffix(name, "[]")+`"`) && !strings.HasSuffix(path, `["<policy hash>"]`) {
+			t.Errorf("the example lacks %s", path)
+		}
+	}
+}
+
+// fields lists the paths of everything that a manifest may contain.
+func fields(path string, t reflect.Type, into map[string]bool) {
+	for _, f := range strictjson.Fields(t) {
+		at := strings.TrimPrefix(path+"."+f.Name, ".")
+		into[at] = true
+		inner := f.Type
+		switch inner.Kind() {
+		case reflect.Map:
+			at += `["<policy hash>"]`
+			inner = inner.Elem()
+			into[at] = true
+		case reflect.Slice:
+			at += "[]"
+			inner = inner.Elem()
+		}
+		if inner.Kind() == reflect.Pointer {
+			inner = inner.Elem()
+		}
+		if inner.Kind() == reflect.Struct && inner.PkgPath() != "portcullis.dev/portcullis/pki" && !isText(inner) {
+			fields(at, inner, into)
+		}
+	}
+}
+
+func isText(t reflect.Type) bool {
+	_, ok := reflect.PointerTo(t).MethodByName("UnmarshalText")
+	return ok
+}

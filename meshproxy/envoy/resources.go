@@ -1,0 +1,71 @@
+package envoy
+
+import (
+	"fmt"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+func tcpProxy(cluster string) *tcpproxyv3.TcpProxy {
+	return &tcpproxyv3.TcpProxy{
+		StatPrefix:       cluster,
+		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster},
+		IdleTimeout:      duration(idleTimeout),
+	}
+}
+
+func filters(p *tcpproxyv3.TcpProxy) []*listenerv3.Filter {
+	return []*listenerv3.Filter{{Name: "tcp_proxy", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(p)}}}
+}
+
+func transportSocket(context proto.Message) *corev3.TransportSocket {
+	return &corev3.TransportSocket{Name: "tls", ConfigType: &corev3.TransportSocket_TypedConfig{TypedConfig: pack(context)}}
+}
+
+func soMark(mark int64) []*corev3.SocketOption {
+	return []*corev3.SocketOption{{
+		Description: "SO_MARK", Level: unix.SOL_SOCKET, Name: unix.SO_MARK,
+		Value: &corev3.SocketOption_IntValue{IntValue: mark},
+		State: corev3.SocketOption_STATE_PREBIND,
+	}}
+}
+
+func dualStack(port uint16) *corev3.Address {
+	a := address("::", port)
+	a.GetSocketAddress().Ipv4Compat = true
+	return a
+}
+
+func address(host string, port uint16) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_SocketAddress{SocketAddress: &corev3.SocketAddress{
+		Address: host, PortSpecifier: &corev3.SocketAddress_PortValue{PortValue: uint32(port)},
+	}}}
+}
+
+func pipe(path string, mode uint32) *corev3.Address {
+	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path, Mode: mode}}}
+}
+
+func duration(d time.Duration) *durationpb.Duration { return durationpb.New(d) }
+
+// pack wraps a message of ours. Validation of the outer message does not look inside, so it happens here; a failure is a
+// mistake in this package, which any test of it finds.
+func pack(m proto.Message) *anypb.Any {
+	if v, ok := m.(interface{ ValidateAll() error }); ok {
+		if err := v.ValidateAll(); err != nil {
+			panic(fmt.Sprintf("envoy: %T: %v", m, err))
+		}
+	}
+	a, err := anypb.New(m)
+	if err != nil {
+		panic(fmt.Sprintf("envoy: pack %T: %v", m, err))
+	}
+	return a
+}

@@ -1,0 +1,77 @@
+package meshproxy
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestRestartsAreSpacedMoreAndMore(t *testing.T) {
+	var b backoff
+	var got []time.Duration
+	for range 8 {
+		got = append(got, b.next(time.Second))
+	}
+	want := []time.Duration{
+		250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second,
+		10 * time.Second, 10 * time.Second,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if after := b.next(time.Minute); after != 250*time.Millisecond {
+		t.Errorf("after a stable minute %v, want 250ms", after)
+	}
+}
+
+func TestTicketKeysHaveOnePredecessor(t *testing.T) {
+	first := newTickets([]string{"a", "b"})
+	second := first.rotated()
+	third := second.rotated()
+	for _, chain := range []string{"a", "b"} {
+		if len(first[chain]) != 1 || len(second[chain]) != 2 || len(third[chain]) != 2 {
+			t.Fatalf("chain %s has %d, %d, %d keys, want 1, 2, 2", chain, len(first[chain]), len(second[chain]), len(third[chain]))
+		}
+		if second[chain][1] != first[chain][0] || third[chain][1] != second[chain][0] {
+			t.Errorf("chain %s: the predecessor is not what made tickets before", chain)
+		}
+		if slices.Contains(third[chain], first[chain][0]) || second[chain][0] == second[chain][1] {
+			t.Errorf("chain %s: an old key lives on", chain)
+		}
+	}
+	if third["a"][0] == third["b"][0] || third["a"][0] == (ticketKey{}) {
+		t.Error("the keys are not each chain's own")
+	}
+	if s := fmt.Sprintf("%v %+v %#v %s", third, third, third, third); strings.ContainsAny(s, "0x[{") {
+		t.Errorf("a log would show %s", s)
+	}
+}
+
+func TestEnvoysLogBecomesOurs(t *testing.T) {
+	var out strings.Builder
+	l := &envoyLog{log: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{
+		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))}
+	for _, part := range []string{
+		"warning|main|half a ", "line\nerror|config|cannot bind \\'[::]:15006\\': in use\ninfo|main|a|b\n",
+		"\nterminate called\n", "rest",
+	} {
+		fmt.Fprint(l, part)
+	}
+	want := `level=WARN msg="half a line" source=envoy logger=main
+level=ERROR msg="cannot bind '[::]:15006': in use" source=envoy logger=config
+level=INFO msg=a|b source=envoy logger=main
+level=ERROR msg="terminate called" source=envoy
+`
+	if out.String() != want || l.lastError() != "terminate called" {
+		t.Errorf("got:\n%slast %q, want:\n%s", &out, l.lastError(), want)
+	}
+}
