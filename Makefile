@@ -25,12 +25,16 @@ help: ## list the targets
 demo: demo-packages envoy build ## show the whole job in pretended podVMs; KEEP=1 leaves the artefacts in demo/out
 	@bin/demo $(if $(KEEP),--keep) $(DEMOFLAGS)
 
+.PHONY: demo-broken
+demo-broken: demo-packages envoy build ## break each thing that the demo checks, one at a time, and want its check to fail
+	@bin/demo --prove-checks
+
 .PHONY: test
 test: test-packages envoy build lint ## all checks and tests
 	CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
 
 .PHONY: ci
-ci: test ## what a change must pass
+ci: test demo demo-broken ## what a change must pass
 
 .PHONY: build
 build: $(COMMANDS:%=bin/%) $(LABTOOLS:%=bin/%) ## build every command into bin/

@@ -132,6 +132,9 @@ func (s *source) syntaxFault(err error) error {
 	if rest, ok := strings.CutPrefix(message, "line "); ok {
 		if number, text, ok := strings.Cut(rest, ": "); ok {
 			if n, err := strconv.Atoi(number); err == nil {
+				if parserMessage(text) {
+					n++ // the library counts these from 0
+				}
 				line, message = min(max(n, 1), len(s.lines)), text
 			}
 		}
@@ -142,6 +145,18 @@ func (s *source) syntaxFault(err error) error {
 		message += "; if this is a template, render it first"
 	}
 	return s.fault(line, column, "not valid YAML: %s", message)
+}
+
+// parserMessage tells the messages of the library's parser from those of its scanner.
+func parserMessage(text string) bool {
+	for _, prefix := range []string{
+		"did not find expected ", "found undefined tag handle", "found incompatible YAML document", "found duplicate %",
+	} {
+		if strings.HasPrefix(text, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // offset is where a node's text begins.
@@ -183,20 +198,24 @@ func (s *source) nextLine(at int) int {
 	return end + breakLength(s.text[end:])
 }
 
-// eol is the line break that lines at offset at should end with: that of the line before.
+// eol is the line break that lines inserted at an offset should end with: that of the line before, else of the first line.
 func (s *source) eol(at int) string {
-	for _, near := range []int{at, len(s.text)} {
-		if bytes.HasSuffix(s.text[:near], []byte("\r\n")) {
-			return "\r\n"
+	for _, before := range [][]byte{s.text[:at], s.text[:s.lines[min(1, len(s.lines)-1)]]} {
+		if eol := finalBreak(string(before)); eol != "" {
+			return eol
 		}
-		if bytes.HasSuffix(s.text[:near], []byte("\n")) {
-			return "\n"
-		}
-	}
-	if len(s.lines) > 1 && bytes.HasSuffix(s.text[:s.lines[1]], []byte("\r\n")) {
-		return "\r\n"
 	}
 	return "\n"
+}
+
+// finalBreak is the line break that text ends with; empty when it ends with none.
+func finalBreak(text string) string {
+	for _, eol := range []string{"\r\n", "\n", "\r"} {
+		if strings.HasSuffix(text, eol) {
+			return eol
+		}
+	}
+	return ""
 }
 
 // end is where a node's text ends, just after its last byte that is not blank. The parser does not say; but no content of

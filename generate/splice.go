@@ -38,12 +38,8 @@ func (s *splicer) apply() []byte {
 	for _, e := range edits {
 		b.Write(s.text[at:e.from])
 		text := e.text
-		if e.from == len(s.text) && strings.HasSuffix(text, "\n") && !endsInBreak(b.String()) {
+		if eol := finalBreak(text); e.from == len(s.text) && eol != "" && !atLineStart(b.String()) {
 			// The file has no line break at its end, and shall have none afterwards.
-			eol := "\n"
-			if strings.HasSuffix(text, "\r\n") {
-				eol = "\r\n"
-			}
 			text = eol + strings.TrimSuffix(text, eol)
 		}
 		b.WriteString(text)
@@ -53,8 +49,9 @@ func (s *splicer) apply() []byte {
 	return []byte(b.String())
 }
 
-func endsInBreak(text string) bool {
-	return text == "" || text == string(bom) || strings.HasSuffix(text, "\n") || strings.HasSuffix(text, "\r")
+// atLineStart says whether what follows text begins a line.
+func atLineStart(text string) bool {
+	return text == "" || text == string(bom) || finalBreak(text) != ""
 }
 
 // insert adds text at an offset.
@@ -328,7 +325,7 @@ func (s *splicer) removed(at int) bool {
 
 // closeEnd makes the removal of a file's last lines leave a file without a final line break as it was: without one.
 func (s *splicer) closeEnd() {
-	if len(s.text) == 0 || endsInBreak(string(s.text)) {
+	if atLineStart(string(s.text)) {
 		return
 	}
 	slices.SortFunc(s.edits, func(a, b edit) int { return cmp.Compare(a.from, b.from) })
@@ -338,12 +335,6 @@ func (s *splicer) closeEnd() {
 		if i > 0 && s.edits[i-1].to == edge {
 			continue
 		}
-		before := s.text[:edge]
-		switch {
-		case strings.HasSuffix(string(before), "\r\n"):
-			s.edits[i].from -= 2
-		case strings.HasSuffix(string(before), "\n"):
-			s.edits[i].from--
-		}
+		s.edits[i].from -= len(finalBreak(string(s.text[:edge])))
 	}
 }

@@ -140,7 +140,7 @@ func (s *supervisor) publishTickets(t tickets) error {
 
 // keepSecrets publishes new credentials as they come and new ticket keys in time. What it refuses it reports, once, and
 // keeps what is in force.
-func (s *supervisor) keepSecrets(ctx context.Context) {
+func (s *supervisor) keepSecrets(ctx context.Context) error {
 	watch, renew := time.NewTicker(watchInterval), time.NewTicker(ticketInterval)
 	defer watch.Stop()
 	defer renew.Stop()
@@ -148,7 +148,7 @@ func (s *supervisor) keepSecrets(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-renew.C:
 			if err := s.publishTickets(s.currentTickets().rotated()); err != nil {
 				s.Log.Error("TLS session ticket keys are not rotated", "err", err)

@@ -214,15 +214,15 @@ func (p *pod) flags(args ...string) []string {
 // start starts the mesh proxy and does not wait.
 func (p *pod) start(args ...string) {
 	p.t.Helper()
-	p.cmd = p.command(p.flags(args...)...)
-	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	if err := p.cmd.Start(); err != nil {
+	cmd, exited := p.command(p.flags(args...)...), make(chan error, 1)
+	cmd.Stdout, cmd.Stderr = p.log, p.log
+	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)
 	}
-	p.exited = make(chan error, 1)
-	go func() { p.exited <- p.cmd.Wait() }()
+	go func() { exited <- cmd.Wait() }()
+	p.cmd, p.exited = cmd, exited
 	p.t.Cleanup(func() {
-		p.cmd.Process.Kill()
+		cmd.Process.Kill()
 		if p.t.Failed() {
 			p.t.Logf("log of %s:\n%s", p.Name, p.log)
 		}

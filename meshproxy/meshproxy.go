@@ -86,7 +86,6 @@ func Run(ctx context.Context, c Config) error {
 	s := &supervisor{
 		Config: c,
 		dir:    envoyDir{Dir: envoy.Dir(filepath.Join(c.RunDir, "envoy")), gid: c.EnvoyUser},
-		ports:  guard.Ports{},
 		state:  state{phase: "the mesh proxy is starting"},
 	}
 	if s.Guard == nil {
@@ -252,20 +251,28 @@ func (s *supervisor) serve(ctx context.Context) error {
 		}
 		defer view.Close()
 	}
-	// The others end when the supervision of Envoy has, which drains first.
+	// The others end when the supervision of Envoy has, which drains first; and one that cannot go on ends all.
+	ctx, failed := context.WithCancel(ctx)
+	defer failed()
 	all, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var group errgroup.Group
+	beside := func(f func() error) {
+		group.Go(func() error {
+			err := f()
+			if err != nil {
+				failed()
+			}
+			return err
+		})
+	}
+	beside(func() error { return s.answerReady(all, readiness) })
+	beside(func() error { return s.keepSecrets(all) })
+	if view != nil {
+		beside(func() error { return s.serveView(all, view) })
+	}
 	group.Go(func() error {
 		defer stop()
 		return s.supervise(ctx)
-	})
-	group.Go(func() error { return s.answerReady(all, readiness) })
-	if view != nil {
-		group.Go(func() error { return s.serveView(all, view) })
-	}
-	group.Go(func() error {
-		s.keepSecrets(all)
-		return nil
 	})
 	return group.Wait()
 }

@@ -133,8 +133,11 @@ func occupy(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Defer(func() { l.Close() })
 }
 
-// arm: the guard is closed, as at boot.
-func arm(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(guard.Arm(context.Background())) }
+// arm: the guard is closed, as at boot, until the script ends.
+func arm(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Check(guard.Arm(context.Background()))
+	ts.Defer(func() { ts.Check(guard.Open(context.Background())) })
+}
 
 // guard STATE [PORTS]: the live table is in that state, with those ports in plaintext.
 func guardIs(ts *testscript.TestScript, _ bool, args []string) {

@@ -79,8 +79,10 @@ func (d *demo) checkGate(ctx context.Context) error {
 	probe := func(a netip.Addr) outcome { return get(ctx, d.owner, netip.AddrPortFrom(a, shopPort), "/", nil) }
 	d.overBoth("billing runs, its mesh proxy was never started", noByte, pod.VM.Addresses(), probe)
 	// The control: the same probe does get through when the guard is away, so silence was the guard's doing.
-	if err := openByForce(pod.VM); err != nil {
-		return err
+	if d.broke != "control" {
+		if err := openByForce(pod.VM); err != nil {
+			return err
+		}
 	}
 	d.overBoth("control: the same with the guard removed by force", answers(goods("billing")), pod.VM.Addresses(), probe)
 
@@ -153,6 +155,7 @@ func (d *demo) checkMesh(ctx context.Context) error {
 
 	if d.broke == "dns" {
 		d.dns.Set("billing-svc", cart.IPv4, cart.IPv6)
+		d.dns.Set("cart-svc", billing.IPv4, billing.IPv6)
 	}
 	for _, v6 := range []bool{false, true} {
 		d.dns.Answer(!v6, v6)
@@ -312,6 +315,11 @@ func (d *demo) checkWrongMeasurement(ctx context.Context) error {
 	}
 	d.table.add("podVM with another measurement, in the Coordinator's log", "-", "refused, field MEASUREMENT", saw,
 		strings.Contains(line, strings.Repeat("5a", 48)))
+	if d.broke == "measurement" {
+		if err := openByForce(pod.VM); err != nil {
+			return err
+		}
+	}
 	_, err = credentials(pod.VM)
 	saw = "no certificate"
 	if err == nil {
@@ -350,17 +358,11 @@ func (d *demo) checkFailure(ctx context.Context) error {
 	if len(envoys) != 1 {
 		return fmt.Errorf("billing runs %d Envoys, want 1", len(envoys))
 	}
-	if err := envoys[0].Kill(); err != nil {
-		return err
-	}
-	if err := until(ctx, func() error {
-		// The kernel takes a moment to close what a killed process had open.
-		listens, err := pod.VM.Listens(guard.PortIngress)
-		if err == nil && listens {
-			err = errors.New("Envoy's listener is still there")
+	if d.broke != "envoy-alive" {
+		if err := d.kill(ctx, pod.VM, envoys[0]); err != nil {
+			return err
 		}
-		return err
-	}); err != nil {
+	} else if err := proxy.Signal(syscall.SIGCONT); err != nil {
 		return err
 	}
 	if d.broke == "envoy-killed" {
@@ -373,11 +375,14 @@ func (d *demo) checkFailure(ctx context.Context) error {
 	if d.broke == "envoy-killed" {
 		return nil
 	}
-	if err := proxy.Signal(syscall.SIGCONT); err != nil {
+	patience := 20 * time.Second
+	if d.broke == "supervisor" {
+		patience = time.Second
+	} else if err := proxy.Signal(syscall.SIGCONT); err != nil {
 		return err
 	}
 	want := answers(goods("billing"))
-	bounded, cancel := context.WithTimeout(ctx, 20*time.Second)
+	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	d.overBoth("billing:8080, supervisor runs again, mTLS", want, pod.VM.Addresses(), func(a netip.Addr) (o outcome) {
 		until(bounded, func() error {
@@ -389,6 +394,20 @@ func (d *demo) checkFailure(ctx context.Context) error {
 		return o
 	})
 	return nil
+}
+
+// kill kills Envoy and returns when its listener is gone: the kernel takes a moment to close what a killed process had open.
+func (d *demo) kill(ctx context.Context, vm *netlab.PodVM, envoy *os.Process) error {
+	if err := envoy.Kill(); err != nil {
+		return err
+	}
+	return until(ctx, func() error {
+		listens, err := vm.Listens(guard.PortIngress)
+		if err == nil && listens {
+			err = errors.New("Envoy's listener is still there")
+		}
+		return err
+	})
 }
 
 // meshCA is what the data owner pinned: portcullis verify wrote it.

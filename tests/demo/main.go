@@ -10,8 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -22,6 +20,13 @@ import (
 const deadline = 3 * time.Minute
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == "--prove-checks" {
+		if err := proveChecks(); err != nil {
+			fmt.Fprintf(os.Stderr, "demo: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
 	netlab.Enter()
 	if err := run(); err != nil {
 		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
@@ -31,9 +36,10 @@ func main() {
 
 func run() error {
 	keep := flag.Bool("keep", false, "leave YAML, manifest, certificates and logs in demo/out")
-	sabotage := flag.String("break", "", "break one thing on purpose, to see its check fail: "+strings.Join(sabotages, ", "))
+	broken := flag.String("break", "", "break one thing on purpose, to see its check fail: "+sabotageNames())
+	flag.Bool("prove-checks", false, "run once with each thing broken and want its checks to fail; takes no other flag")
 	flag.Parse()
-	if flag.NArg() > 0 || (*sabotage != "" && !slices.Contains(sabotages, *sabotage)) {
+	if flag.NArg() > 0 || !knownSabotage(*broken) {
 		flag.Usage()
 		os.Exit(2)
 	}
@@ -47,7 +53,7 @@ func run() error {
 		return err
 	}
 	defer os.RemoveAll(out)
-	d, err := newDemo(out, *sabotage)
+	d, err := newDemo(out, *broken)
 	if err == nil {
 		err = d.run(ctx)
 	}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"portcullis.dev/portcullis/coordinator"
+	"portcullis.dev/portcullis/coordinator/store"
+	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/tests/simtee"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"portcullis": main})
+}
+
+// Each script in testdata/script is one behaviour, named after it. Beside testscript's own commands there are
+//
+//	exits CODE portcullis ARG...    run portcullis, which must exit with that code
+//	coordinator [MEASUREMENT]       start a Coordinator in a pretended TEE, as the pod of manifest.json; $COORDINATOR is its address
+//
+// and the files shop.yaml, policy.rego (the demo's) and values.json (the pretended TEE's reference values).
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:   "testdata/script",
+		Setup: setup,
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"exits":       exits,
+			"coordinator": startCoordinator,
+		},
+		RequireUniqueNames: true,
+	})
+}
+
+var measurement = simtee.Measurement{0x5a, 0x01}
+
+var newWorld = sync.OnceValues(func() (*simtee.World, error) { return simtee.New(simtee.PublishedKeys()) })
+
+func setup(env *testscript.Env) error {
+	world, err := newWorld()
+	if err != nil {
+		return err
+	}
+	values, err := json.MarshalIndent(map[string]any{"Simulated": []any{world.Reference(measurement)}}, "", "  ")
+	if err != nil {
+		return err
+	}
+	files := map[string][]byte{"values.json": values}
+	for _, name := range []string{"shop.yaml", "policy.rego"} {
+		if files[name], err = os.ReadFile(filepath.Join("../../tests/demo", name)); err != nil {
+			return err
+		}
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(env.WorkDir, name), text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND ARG...")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	code := 0
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		failed, ok := errors.AsType[*exec.ExitError](err)
+		if !ok {
+			ts.Fatalf("%v", err)
+		}
+		code = failed.ExitCode()
+	}
+	if code != want {
+		ts.Fatalf("exit code %d, want %d", code, want)
+	}
+}
+
+func startCoordinator(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 1 {
+		ts.Fatalf("usage: coordinator [MEASUREMENT]")
+	}
+	m, err := manifest.Parse([]byte(ts.ReadFile("manifest.json")))
+	ts.Check(err)
+	world, err := newWorld()
+	ts.Check(err)
+	launched := measurement
+	if len(args) == 1 {
+		raw, err := hex.DecodeString(args[0])
+		ts.Check(err)
+		copy(launched[:], raw)
+	}
+	folder, err := os.MkdirTemp(ts.Getenv("WORK"), "coordinator")
+	ts.Check(err)
+	db, err := store.OpenBolt(filepath.Join(folder, "coordinator.db"))
+	ts.Check(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	c, err := coordinator.New(ctx, coordinator.Config{
+		Store:             db,
+		Issuer:            world.Machine(launched, m.CoordinatorPolicies()[0]),
+		AllowSimulatedTEE: true,
+		Log:               slog.New(slog.DiscardHandler),
+	})
+	ts.Check(err)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	served := make(chan error, 1)
+	go func() { served <- c.Serve(ctx, listener) }()
+	ts.Defer(func() {
+		cancel()
+		ts.Check(errors.Join(<-served, db.Close()))
+	})
+	ts.Setenv("COORDINATOR", fmt.Sprint(listener.Addr()))
+}

@@ -1,0 +1,91 @@
+package generate_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/generate"
+	"portcullis.dev/portcullis/manifest"
+)
+
+func TestManifestKeepsWhatAPersonWrote(t *testing.T) {
+	text := read(t, "testdata/shop.manifest.json")
+	// Another validity, and a policy of pods that are gone.
+	edited := bytes.Replace(text, []byte(`  "WorkloadOwnerThreshold": 1`),
+		[]byte(`  "WorkloadOwnerThreshold": 1, "CertificateValidity": "24h"`), 1)
+	edited = bytes.Replace(edited, []byte(`"Policies": {`), []byte(`"Policies": {"`+strings.Repeat("ab", 32)+`": {"SANs": ["gone"]},`), 1)
+	m, err := generate.ReadManifest(edited)
+	if err != nil {
+		t.Fatal(err)
+	}
+	generate.UpdateManifest(m, injectShop(t).Pods)
+	for range 2 { // what is there already is not added again
+		if err := generate.MergeReferenceValues(m, read(t, "testdata/reference-values.json")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := m.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Replace(text, []byte(`  "WorkloadOwnerThreshold": 1`),
+		[]byte("  \"WorkloadOwnerThreshold\": 1,\n  \"CertificateValidity\": \"24h0m0s\""), 1)
+	if !bytes.Equal(got, want) {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestReferenceValuesAreAddedToThoseThatAreThere(t *testing.T) {
+	values := read(t, "testdata/reference-values.json")
+	other := bytes.Replace(values, []byte(strings.Repeat("ab", 48)), []byte(strings.Repeat("cd", 48)), 1)
+	m := new(manifest.Manifest)
+	for _, text := range [][]byte{values, other, values} {
+		if err := generate.MergeReferenceValues(m, text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(m.ReferenceValues.Simulated); n != 2 {
+		t.Errorf("%d reference values, want 2", n)
+	}
+}
+
+func TestReadManifestIsStrictButTakesSkeletons(t *testing.T) {
+	for _, c := range []struct{ name, text, want string }{
+		{"nothing", "", ""},
+		{"empty object", "{}", ""},
+		{"half", `{"CertificateValidity": "48h"}`, ""},
+		{"unknown name", `{"Policy": {}}`, "Policy"},
+		{"another case", `{"policies": {}}`, "policies"},
+		{"duplicate", `{"Policies": {}, "Policies": {}}`, "Policies"},
+		{"bad value", `{"CertificateValidity": "1s"}`, "CertificateValidity"},
+		{"no JSON", "a", "manifest"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := generate.ReadManifest([]byte(c.text))
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Fatalf("got %v, want %q", err, c.want)
+			}
+			if coded, ok := err.(interface{ ExitCode() int }); err != nil && (!ok || coded.ExitCode() != 2) {
+				t.Errorf("%v is not malformed input", err)
+			}
+		})
+	}
+}
+
+func TestReferenceValuesAreReadStrictly(t *testing.T) {
+	for _, text := range []string{"", "[]", `{"simulated": []}`, `{"Simulated": [{"Root": ""}]}`, `{"SNP": []}`} {
+		if err := generate.MergeReferenceValues(new(manifest.Manifest), []byte(text)); err == nil {
+			t.Errorf("%q is accepted", text)
+		}
+	}
+}
+
+func TestUpdateManifestReplacesPolicies(t *testing.T) {
+	m := &manifest.Manifest{Policies: map[attestation.PolicyHash]manifest.Policy{{1}: {}}}
+	generate.UpdateManifest(m, nil)
+	if len(m.Policies) != 0 {
+		t.Errorf("%v is left", m.Policies)
+	}
+}
