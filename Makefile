@@ -11,7 +11,6 @@ export PORTCULLIS_ENVOY ?= $(CACHE)/envoy-1.40.0/envoy
 # binary differ between vendor and module cache.
 export GOTOOLCHAIN := local
 GOBUILD := CGO_ENABLED=0 GOFLAGS= go build -trimpath -buildvcs=false -mod=vendor -ldflags='-s -w -buildid='
-GOTOOL := GOFLAGS= go tool -modfile=tools/go.mod
 
 COMMANDS := $(notdir $(wildcard cmd/*-* cmd/initializer cmd/meshproxy cmd/coordinator cmd/portcullis))
 LABTOOLS := demo shop simtee
@@ -52,12 +51,16 @@ vendor/modules.txt: $(SOURCES)
 	@touch $@
 
 .PHONY: lint
-lint: vendor/modules.txt ## formatting, go vet, staticcheck, shellcheck where it is installed
-	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(GOTOOL) gofumpt -l); [ -z "$$bad" ] || { echo "not gofumpt-ed: $$bad" >&2; exit 1; }
+lint: vendor/modules.txt $(CACHE)/tools/.built ## formatting, go vet, staticcheck, shellcheck where it is installed
+	@bad=$$(git ls-files -co --exclude-standard '*.go' | xargs $(CACHE)/tools/gofumpt -l); [ -z "$$bad" ] || { echo "not gofumpt-ed: $$bad" >&2; exit 1; }
 	GOFLAGS=-mod=vendor go vet ./...
-	GOFLAGS= go build -modfile=tools/go.mod -mod=mod -o $(CACHE)/staticcheck honnef.co/go/tools/cmd/staticcheck
-	GOFLAGS=-mod=vendor $(CACHE)/staticcheck ./...
+	GOFLAGS=-mod=vendor $(CACHE)/tools/staticcheck ./...
 	@if command -v shellcheck >/dev/null; then git ls-files '*.sh' .ci/run | xargs shellcheck; fi
+
+$(CACHE)/tools/.built: tools/go.mod tools/go.sum
+	@mkdir -p $(@D)
+	GOFLAGS= GOBIN=$(@D) go -C tools install tool
+	@touch $@
 
 .PHONY: bench
 bench: build ## benchmarks of the packages

@@ -28,6 +28,7 @@ const (
 	stdio           = "-"
 
 	modeFile   fs.FileMode = 0o644
+	modeFolder fs.FileMode = 0o755
 	modeSecret fs.FileMode = 0o600
 )
 
@@ -103,7 +104,6 @@ owner yet, the key in --workload-owner-key becomes one, and is made when there i
 	flags.StringVar(&f.images.Initializer, "image-initializer", "portcullis.dev/initializer:"+Version, "image of the Initializer")
 	flags.StringVar(&f.images.Meshproxy, "image-meshproxy", "portcullis.dev/meshproxy:"+Version, "image of the mesh proxy")
 	flagJSON(cmd, &f.json)
-	cmd.MarkFlagsMutuallyExclusive("policy", "genpolicy")
 	return cmd
 }
 
@@ -115,6 +115,9 @@ func (f *generateFlags) run(cmd *cobra.Command, args []string) error {
 	place, err := f.placeOutputs(args)
 	if err != nil {
 		return usageOf(cmd, err)
+	}
+	if f.policy != "" && f.genpolicy != "" {
+		return usageOf(cmd, errors.New("give --policy or --genpolicy, not both"))
 	}
 	options := f.options()
 	options.CoordinatorHost = f.coordinatorHost
@@ -135,6 +138,11 @@ func (f *generateFlags) run(cmd *cobra.Command, args []string) error {
 	for i, file := range result.Files {
 		if place[i] != stdio && (file.Changed(files[i]) || place[i] != args[i]) {
 			outputs = append(outputs, generate.Output{Path: place[i], Data: file.Text, Mode: modeFile})
+		}
+	}
+	if strings.HasSuffix(f.output, "/") {
+		if err := os.MkdirAll(f.output, modeFolder); err != nil {
+			return fmt.Errorf("make the output folder: %w", err)
 		}
 	}
 	if err := generate.Write(outputs); err != nil {

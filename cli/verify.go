@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/hex"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -16,8 +15,6 @@ import (
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
 )
-
-const modeFolder fs.FileMode = 0o755
 
 func newVerify() *cobra.Command {
 	var f coordinatorFlags

@@ -13,6 +13,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.yaml.in/yaml/v3"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kyaml "sigs.k8s.io/yaml"
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/generate"
@@ -444,26 +448,31 @@ func TestIdentities(t *testing.T) {
 		{"its own name only", deployment("1", "a"), map[string][]string{"a/web1": {"web1"}}, ""},
 		{
 			"two Services", service("s", "a", "app: web") + service("t", "a", "v: '1', app: web") + deployment("1", "a"),
-			map[string][]string{"a/web1": slices.Concat(forms("s", "a"), forms("t", "a"), []string{"web1"})}, "",
+			map[string][]string{"a/web1": slices.Concat(forms("s", "a"), forms("t", "a"), []string{"web1"})},
+			"",
 		},
 		{"another namespace's Service", service("s", "b", "app: web") + deployment("1", "a"), map[string][]string{"a/web1": {"web1"}}, ""},
 		{"another selector", service("s", "a", "app: db") + deployment("1", "a"), map[string][]string{"a/web1": {"web1"}}, ""},
 		{"no selector", service("s", "a", "") + deployment("1", "a"), map[string][]string{"a/web1": {"web1"}}, ""},
 		{
 			"a Service of its own name", service("web1", "a", "app: web") + deployment("1", "a"),
-			map[string][]string{"a/web1": forms("web1", "a")}, "",
+			map[string][]string{"a/web1": forms("web1", "a")},
+			"",
 		},
 		{
 			"its name is a Service elsewhere", service("web1", "b", "app: db") + deployment("1", "a"),
-			map[string][]string{"a/web1": nil}, "",
+			map[string][]string{"a/web1": nil},
+			"",
 		},
 		{
 			"one name in two namespaces", deployment("1", "a") + deployment("1", "b"),
-			map[string][]string{"a/web1": nil, "b/web1": nil}, "",
+			map[string][]string{"a/web1": nil, "b/web1": nil},
+			"",
 		},
 		{
 			"a Service of two pods", service("s", "a", "app: web") + deployment("1", "a") + deployment("2", "a"),
-			map[string][]string{"a/web1": {"web1"}, "a/web2": {"web2"}}, "Service a/s selects Deployment a/web1 and Deployment a/web2",
+			map[string][]string{"a/web1": {"web1"}, "a/web2": {"web2"}},
+			"Service a/s selects Deployment a/web1 and Deployment a/web2",
 		},
 		{
 			"one Service name in two namespaces",
@@ -649,4 +658,26 @@ func read(t *testing.T, path string) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// The API server refuses unknown fields; so does the strict decoder into its own types.
+func TestInjectedFieldsAreKubernetes(t *testing.T) {
+	for document := range bytes.SplitSeq(injectShop(t).Files[0].Text, []byte("\n---\n")) {
+		var kind metav1.TypeMeta
+		if err := kyaml.Unmarshal(document, &kind); err != nil {
+			t.Fatal(err)
+		}
+		var object any
+		switch kind.Kind {
+		case "Pod":
+			object = new(corev1.Pod)
+		case "Deployment":
+			object = new(appsv1.Deployment)
+		default:
+			continue
+		}
+		if err := kyaml.UnmarshalStrict(document, object); err != nil {
+			t.Errorf("%v in\n%s", err, document)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package generate
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -78,9 +79,6 @@ func (p pod) annotations() (map[string]*yaml.Node, []error) {
 func (p pod) readSettings() (settings, []error) {
 	at, faults := p.annotations()
 	s := settings{role: initdata.Workload, at: at}
-	if len(faults) > 0 {
-		return s, faults
-	}
 	fault := func(name, format string, args ...any) {
 		faults = append(faults, p.src.faultAt(at[name], format, args...))
 	}
@@ -113,7 +111,18 @@ func (p pod) readSettings() (settings, []error) {
 		}
 		fault(annotationNames[name], "annotation %s: %s", annotationNames[name], reason)
 	}
+	slices.SortStableFunc(faults, byPlace)
 	return s, faults
+}
+
+// byPlace orders the faults of one file.
+func byPlace(a, b error) int {
+	x, okX := errors.AsType[*Fault](a)
+	y, okY := errors.AsType[*Fault](b)
+	if !okX || !okY {
+		return 0
+	}
+	return cmp.Or(cmp.Compare(x.Line, y.Line), cmp.Compare(x.Column, y.Column))
 }
 
 // readMesh parses the mesh annotations one by one, so that each fault is reported where it stands, and then together.

@@ -102,6 +102,25 @@ spec:
     - name: d
       command:
 `,
+	"blank lines that count": `apiVersion: v1
+kind: Pod
+metadata:
+  name: pod
+spec:
+  runtimeClassName: kata-cc
+  containers:
+    - name: a
+      args:
+        - |+
+          text
+
+
+    - name: b
+      args:
+        - >+
+          text
+
+`,
 	"everything in flow": `{apiVersion: v1, kind: Pod, metadata: {name: pod, annotations: {contrast.edgeless.systems/servicemesh-ingress: ""}},
   spec: {runtimeClassName: kata-qemu-snp, containers: [{name: a, image: a}, {name: b, volumeMounts: []}], volumes: [ ]}}
 `,
@@ -417,4 +436,35 @@ func withdraw(v any) (found bool) {
 		}
 	}
 	return found
+}
+
+// A comment belongs to what stands above or below it; nothing may come between.
+func TestCommentsStayWithWhatTheyDescribe(t *testing.T) {
+	const text = `kind: Pod
+metadata:
+  name: a
+  annotations:
+    # about the note
+    note: x
+spec:
+  runtimeClassName: kata-cc
+  containers:
+    - name: a
+      image: a
+      # command: [sleep]
+    # - name: b
+  volumes:
+    # about the cache
+    - name: cache
+`
+	got := string(inject(t, []byte(text)))
+	for _, together := range []string{
+		"    # about the note\n    note: x\n",
+		"      image: a\n      # command: [sleep]\n      volumeMounts:\n",
+		"    # about the cache\n    - name: cache\n",
+	} {
+		if !strings.Contains(got, together) {
+			t.Errorf("torn apart: %q in\n%s", together, got)
+		}
+	}
 }

@@ -117,9 +117,12 @@ func TestEnvoyKilledClosesTheGateUntilItIsBack(t *testing.T) {
 			t.Errorf("ready without Envoy exits %v, want 3", err)
 		}
 		p.await("ready again", p.ready)
-		if after := p.envoy(); after == before {
-			t.Error("the same Envoy is ready")
-		}
+		p.await("the log to name another Envoy", func() error {
+			if p.envoy() == before {
+				return errors.New("the same Envoy is ready")
+			}
+			return nil
+		})
 		for _, addr := range p.Addresses() {
 			if got, _, err := overTLS(peer, p.at(addr, 8080), config); got != greeting {
 				t.Errorf("%s answers %q, %v", addr, got, err)

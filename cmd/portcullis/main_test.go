@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"log/slog"
 	"net"
@@ -22,6 +23,8 @@ import (
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/tests/simtee"
 )
+
+var update = flag.Bool("update", false, "write the output that scripts compare with anew")
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"portcullis": main})
@@ -42,6 +45,7 @@ func TestScripts(t *testing.T) {
 			"coordinator": startCoordinator,
 		},
 		RequireUniqueNames: true,
+		UpdateScripts:      *update,
 	})
 }
 

@@ -404,7 +404,7 @@ func (d *demo) kill(ctx context.Context, vm *netlab.PodVM, envoy *os.Process) er
 	return until(ctx, func() error {
 		listens, err := vm.Listens(guard.PortIngress)
 		if err == nil && listens {
-			err = errors.New("Envoy's listener is still there")
+			err = errors.New("the listener of the killed Envoy is still there")
 		}
 		return err
 	})

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-const usage = "usage: shop serve --name=NAME --listen=ADDR [--metrics=ADDR] [--backend=NAME=URL]..."
+const usage = "usage: shop serve --name=NAME --listen=ADDR [--metrics=ADDR] [--backend=NAME=URL ...]"
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
