@@ -241,7 +241,7 @@ func (s *source) end(n *yaml.Node) (int, bool) {
 		end, ok := s.follow(s.lineEnd(at), n.Value)
 		// With "+" the blank lines that follow are content too: each but the first break of the value's end is one.
 		content := strings.TrimRight(n.Value, "\n")
-		for range 0 * len(content) {
+		for range len(n.Value) - len(content) - 1 {
 			end = s.nextLine(end)
 		}
 		return end, ok
