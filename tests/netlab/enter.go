@@ -67,10 +67,18 @@ func fail(err error) {
 	}
 }
 
+// self is this program's path. /proc/self/exe would do for executing it, but a program that was started through that link
+// from another mount namespace cannot find its own folder in a chroot.
+func self() string {
+	path, err := os.Executable()
+	fail(err)
+	return path
+}
+
 const namespaces = syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC
 
 func enterFromOutside() int {
-	cmd := exec.Command("/proc/self/exe")
+	cmd := exec.Command(self())
 	cmd.Args = os.Args
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: syscall.SIGKILL}
@@ -188,7 +196,7 @@ func awaitMapping() error {
 		return err
 	}
 	os.Setenv(stageVar, stageInside)
-	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
+	return syscall.Exec(self(), os.Args, os.Environ())
 }
 
 // settle makes the new namespaces usable: mounts do not propagate outwards, /proc shows this PID namespace, /run is the
@@ -196,7 +204,7 @@ func awaitMapping() error {
 func settle() error {
 	os.Unsetenv(stageVar)
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+		return fmt.Errorf("make mounts private: %w (in a chroot, its root must be a mount point: mount --bind DIR DIR)", err)
 	}
 	for _, m := range []struct{ fs, target string }{{"proc", "/proc"}, {"tmpfs", "/run"}} {
 		if err := unix.Mount(m.fs, m.target, m.fs, unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {

@@ -54,11 +54,7 @@ func (l *Lab) Boot(spec BootSpec) (*PodVM, error) {
 	if spec.Log == nil {
 		spec.Log = io.Discard
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
-	in, err := json.Marshal(spec.forInit(self))
+	in, err := json.Marshal(spec.forInit(self()))
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +64,7 @@ func (l *Lab) Boot(spec BootSpec) (*PodVM, error) {
 	}
 	defer r.Close()
 	last := &lastLine{to: spec.Log}
-	cmd := exec.Command("/proc/self/exe")
+	cmd := exec.Command(self())
 	cmd.Args = []string{argvInit}
 	cmd.Env = []string{"PATH=" + containerPath}
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(string(in)), last, last
