@@ -354,7 +354,33 @@ func (d *demo) startPods(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return d.sayMemory("web", "meshproxy", "envoy")
+}
+
+// sayMemory says what a pod's idle processes hold, of which the program's own file is shared and can be read again.
+func (d *demo) sayMemory(pod string, programs ...string) error {
+	for _, name := range programs {
+		found, err := d.pods[pod].VM.Processes(name)
+		if err != nil || len(found) != 1 {
+			return fmt.Errorf("%s runs %d processes %s: %w", pod, len(found), name, err)
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", found[0].Pid))
+		if err != nil {
+			return err
+		}
+		var kib [2]int
+		for i, field := range []string{"VmRSS:", "RssAnon:"} {
+			_, rest, _ := strings.Cut(string(b), field)
+			if _, err := fmt.Sscan(rest, &kib[i]); err != nil {
+				return fmt.Errorf("%s of %s: %w", field, name, err)
+			}
+		}
+		say("%s in %s: %.1f MiB resident, %.1f MiB of it anonymous", name, pod, float64(kib[0])/1024, float64(kib[1])/1024)
+	}
+	return nil
 }
 
 // ownerRuns runs a command on the owner's machine and shows its output.

@@ -97,9 +97,13 @@ func (d *demo) run(ctx context.Context) error {
 	}
 	began := time.Now()
 	for i, s := range steps {
+		before := len(d.table)
 		fmt.Printf("\n[%d/%d] %s\n", i+1, len(steps), s.title)
 		if err := s.do(ctx); err != nil {
 			return fmt.Errorf("step %d: %w", i+1, err)
+		}
+		if made := len(d.table) - before; made > 0 {
+			say("%d checks made", made)
 		}
 	}
 	return d.table.print(time.Since(began))
