@@ -36,7 +36,10 @@ func New() (*Lab, error) {
 	if os.Getpid() != 1 {
 		return nil, errors.New("netlab: this program has not entered the lab; call netlab.Enter or netlab.Main first")
 	}
-	l := &Lab{bridge: &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "switch"}}, next: 2}
+	// A bridge without an address of its own takes the lowest of its ports', and so changes it as hosts come and go:
+	// those who know it by the old one would talk to nobody until they notice.
+	mac := net.HardwareAddr{0x02, 0, 0, 0, 0, 1}
+	l := &Lab{bridge: &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "switch", HardwareAddr: mac}}, next: 2}
 	if err := netlink.LinkAdd(l.bridge); err != nil {
 		return nil, fmt.Errorf("add bridge: %w", err)
 	}

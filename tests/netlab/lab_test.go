@@ -3,6 +3,7 @@ package netlab_test
 import (
 	"context"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -55,5 +56,22 @@ func TestCommandRunsInTheHostsNetwork(t *testing.T) {
 	}
 	if os.Getpid() != 1 || os.Getuid() != 0 {
 		t.Errorf("pid %d, uid %d in the lab, want 1 and 0", os.Getpid(), os.Getuid())
+	}
+}
+
+func TestTheSwitchKeepsItsAddressAsHostsComeAndGo(t *testing.T) {
+	first := netlab.NewHost(t, "first")
+	seen := map[string]bool{}
+	for range 8 {
+		h := netlab.NewHost(t, "next")
+		gateway, err := net.InterfaceByName("switch")
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen[gateway.HardwareAddr.String()] = true
+		h.Close()
+	}
+	if len(seen) != 1 {
+		t.Errorf("%s has to learn the switch's address anew: %v", first.Name, seen)
 	}
 }
