@@ -257,6 +257,9 @@ func (d *demo) boot(ctx context.Context, dep deployment, workload string, o boot
 	if !o.hidden {
 		for name, s := range dep.services {
 			if labels.SelectorFromSet(s.Spec.Selector).Matches(labels.Set(template.Labels)) {
+				if lie, ok := map[string]string{"billing-svc": "cart-svc", "cart-svc": "billing-svc"}[name]; ok && d.broke == "dns" {
+					name = lie
+				}
 				d.dns.Set(name, vm.IPv4, vm.IPv6)
 			}
 		}
