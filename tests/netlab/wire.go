@@ -2,10 +2,14 @@ package netlab
 
 import (
 	"bytes"
+	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +50,30 @@ func (w *Wire) Mark() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.frames)
+}
+
+// Sync returns when everything that crossed the wire before has been noted. from sends a datagram to say when that is.
+func (w *Wire) Sync(ctx context.Context, from *Host) error {
+	mark := w.Mark()
+	nonce := rand.Text()
+	c, err := from.ListenPacket("udp", netip.AddrPortFrom(from.IPv4, 0).String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !w.Saw(mark, nonce) {
+		if _, err := c.WriteTo([]byte(nonce), &net.UDPAddr{IP: Gateway4.AsSlice(), Port: 9}); err != nil {
+			return fmt.Errorf("say where the wire stands: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the wire to be read: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
+	return nil
 }
 
 // Saw says whether text went over the wire in clear since mark, within one packet.

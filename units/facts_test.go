@@ -1,0 +1,211 @@
+package units_test
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/coreos/go-systemd/v22/unit"
+)
+
+// A fact is one thing that an image must say for the gate to be down before the agent, or else to stay dark.
+type fact struct {
+	file    string // below /usr/lib/systemd/system
+	setting string // Section.Directive; empty: file is a link
+	want    string // its value, where it repeats one line each; empty: it must not be there; of a link, its target
+	why     string
+}
+
+var kataFacts = slices.Concat([]fact{
+	{guard, "Unit.DefaultDependencies", "no", "they would order the guard after basic.target and stop it at shutdown"},
+	{guard, "Unit.After", "systemd-modules-load.service", "anything more could wait for the agent, or for a network"},
+	{guard, "Unit.Wants", "network-pre.target", "else that target may not be part of the boot"},
+	{guard, "Unit.Before", "network-pre.target sysinit.target kata-agent.service", "before interfaces, sockets, containers"},
+	{guard, "Unit.FailureAction", "poweroff-force", "a podVM without a gate must not run"},
+	{guard, "Install.RequiredBy", agent, "kata boots kata-containers.target: nothing hangs off multi-user.target"},
+	{guard, "Service.NetworkNamespacePath", "", "the gate is the machine's network's"},
+}, serviceFacts, behindTheGuard(agentDropIn, agentLink))
+
+var peerPodsFacts = slices.Concat([]fact{
+	{guard, "Unit.DefaultDependencies", "no", "they would stop the guard at shutdown"},
+	{guard, "Unit.BindsTo", "netns@podns.service", "a namespace that is made anew gets a gate anew"},
+	{guard, "Unit.After", "netns@podns.service systemd-modules-load.service", "the namespace must be there"},
+	{guard, "Unit.Before", "kata-agent.service agent-protocol-forwarder.service", "before containers, and before podns's interface"},
+	{guard, "Unit.FailureAction", "poweroff-force", "a podVM without a gate must not run"},
+	{guard, "Install.RequiredBy", agent + " " + forwarder, "neither starts without the gate"},
+	{guard, "Service.NetworkNamespacePath", "/run/netns/podns", "the gate is podns's, never the root namespace's"},
+}, serviceFacts, behindTheGuard(agentDropIn, agentLink), behindTheGuard(forwarderDropIn, forwarderLink))
+
+// The edge from the other side, twice.
+func behindTheGuard(dropIn, link string) []fact {
+	return []fact{
+		{dropIn, "Unit.Requires", guard, "Wants= would let the agent start after a guard that failed"},
+		{dropIn, "Unit.BindsTo", guard, "a guard that is masked or was skipped is not active, and that is what counts"},
+		{dropIn, "Unit.After", guard, "Requires= alone starts both at once"},
+		{link, "", "../" + guard, "this pulls the guard into the boot, even where the drop-in was lost"},
+	}
+}
+
+// What the guard runs, and what must be true of its sandbox for closing to work, and for nothing else to.
+var serviceFacts = []fact{
+	{guard, "Service.Type", "oneshot", "others count as started before the gate is down"},
+	{guard, "Service.RemainAfterExit", "yes", "an agent that restarts finds its requirement met"},
+	{guard, "Service.ExecStart", "/usr/sbin/podvm-guard close", `a leading "-" would make a failure a success`},
+	{guard, "Service.TimeoutStartSec", "90", "a host that stalls the guard for ever gets no podVM"},
+	{guard, "Service.DynamicUser", "yes", "not root"},
+	{guard, "Service.AmbientCapabilities", "CAP_NET_ADMIN", "a user who is not root has no other way to it"},
+	{guard, "Service.CapabilityBoundingSet", "CAP_NET_ADMIN", "nothing more"},
+	{guard, "Service.RestrictAddressFamilies", "AF_NETLINK", "nothing more"},
+	{guard, "Service.NoNewPrivileges", "yes", "nothing more, ever"},
+	{guard, "Service.ProtectSystem", "strict", "it writes no file"},
+	{guard, "Service.ReadWritePaths", "/proc/sys/net", "but one tunable"},
+	{guard, "Service.SystemCallFilter", "@system-service\n~@privileged @resources", "nothing more"},
+	{guard, "Service.PrivateTmp", "", "said, it makes the guard wait for /tmp with systemd 257, too"},
+	{guard, "Service.ProcSubset", "", "would hide /proc/sys"},
+	{guard, "Service.PrivateUsers", "", "the capability would not count for the network"},
+	{guard, "Service.PrivateNetwork", "", "it would close another network"},
+	{guard, "Service.SuccessExitStatus", "", "a failed guard is a failed guard"},
+	{guard, "Service.Restart", "", "the first failure powers off"},
+	{guard, "Service.EnvironmentFile", "", "no file of the host's"},
+	{guard, "Service.ExecStop", "", "nothing lifts the gate"},
+}
+
+// faults compares the image with its facts. [Unit] and [Install], and what is executed, are compared whole: one directive more
+// could skip the guard (a Condition), stop it (Conflicts, PartOf), or lift the gate again.
+func (im *image) faults() (faults []string) {
+	units := map[string]map[string]string{}
+	for name := range im.own {
+		if target, ok := im.links[name]; ok {
+			faults = append(faults, fmt.Sprintf("%s is a link to %s: masked", name, target))
+			continue
+		}
+		text, ok := im.files[name]
+		if !ok {
+			faults = append(faults, name+" is missing")
+			continue
+		}
+		settings, err := parse(text)
+		if err != nil {
+			faults = append(faults, fmt.Sprintf("%s: %v", name, err))
+			continue
+		}
+		units[name] = settings
+	}
+	known := map[string]bool{}
+	for _, f := range im.facts {
+		known[f.file+f.setting] = true
+		got, is := im.links[f.file], "link "+f.file
+		if f.setting != "" {
+			settings, ok := units[f.file]
+			if !ok {
+				continue // said already
+			}
+			got, is = settings[f.setting], f.file+": "+f.setting
+		}
+		if got != f.want {
+			faults = append(faults, fmt.Sprintf("%s is %q, want %q: %s", is, got, f.want, f.why))
+		}
+	}
+	for name, settings := range units {
+		for setting, value := range settings {
+			section, directive, _ := strings.Cut(setting, ".")
+			whole := section != "Service" || strings.HasPrefix(directive, "Exec")
+			if whole && !known[name+setting] && directive != "Description" {
+				faults = append(faults, fmt.Sprintf("%s: %s=%s is no fact", name, setting, value))
+			}
+		}
+	}
+	slices.Sort(faults)
+	return faults
+}
+
+// parse returns a unit's settings as Section.Directive, the values of one that repeats a line each.
+func parse(text string) (map[string]string, error) {
+	options, err := unit.DeserializeOptions(strings.NewReader(text))
+	if err != nil {
+		return nil, err
+	}
+	settings := map[string]string{}
+	for _, o := range options {
+		setting := o.Section + "." + o.Name
+		if before, ok := settings[setting]; ok {
+			o.Value = before + "\n" + o.Value
+		}
+		settings[setting] = o.Value
+	}
+	return settings, nil
+}
+
+func TestUnitsSayWhatMustBeTrue(t *testing.T) {
+	for _, p := range placements {
+		for _, fault := range bake(t, p).faults() {
+			t.Errorf("%s: %s", p.name, fault)
+		}
+	}
+}
+
+// Each fact is taken from the image in turn, or put in where it is that something is absent.
+func TestEveryFactIsMissed(t *testing.T) {
+	for _, p := range placements {
+		for _, f := range p.facts {
+			im := bake(t, p)
+			section, directive, _ := strings.Cut(f.setting, ".")
+			switch {
+			case f.setting == "":
+				delete(im.links, f.file)
+			case f.want == "":
+				im.add(f.file, section, directive+"=anything")
+			default:
+				im.drop(f.file, directive)
+			}
+			wanted := func(fault string) bool {
+				return strings.Contains(fault, f.file) && strings.Contains(fault, f.setting) && strings.Contains(fault, f.why)
+			}
+			if got := im.faults(); len(got) != 1 || !wanted(got[0]) {
+				t.Errorf("%s without its fact about %s %s: %q", p.name, f.file, f.setting, got)
+			}
+		}
+	}
+}
+
+// The two guards differ in where they stand, not in what they may do.
+func TestGuardsAreConfinedAlike(t *testing.T) {
+	var confined []map[string]string
+	for _, p := range placements {
+		settings, err := parse(bake(t, p).files[guard])
+		if err != nil {
+			t.Fatal(err)
+		}
+		maps.DeleteFunc(settings, func(setting, _ string) bool {
+			return !strings.HasPrefix(setting, "Service.") || setting == "Service.NetworkNamespacePath"
+		})
+		confined = append(confined, settings)
+	}
+	if !maps.Equal(confined[0], confined[1]) {
+		t.Errorf("[Service] differs:\n%v\n%v", confined[0], confined[1])
+	}
+}
+
+// drop takes every line of a directive out of a file of the image.
+func (im *image) drop(file, directive string) {
+	var kept []string
+	for line := range strings.Lines(im.files[file]) {
+		if !strings.HasPrefix(line, directive+"=") {
+			kept = append(kept, line)
+		}
+	}
+	im.files[file] = strings.Join(kept, "")
+}
+
+// add puts a line into a section of a file of the image.
+func (im *image) add(file, section, line string) {
+	im.files[file] = strings.Replace(im.files[file], "["+section+"]\n", "["+section+"]\n"+line+"\n", 1)
+}
+
+// set gives a directive another value.
+func (im *image) set(file, section, directive, value string) {
+	im.drop(file, directive)
+	im.add(file, section, directive+"="+value)
+}

@@ -1,0 +1,292 @@
+package units_test
+
+import (
+	"strings"
+	"testing"
+)
+
+// A mutation is one thing wrong with an image.
+type mutation struct {
+	name   string
+	of     placement
+	make   func(*image)
+	facts  string // what the parsed units must be faulted for
+	verify string // what systemd-analyze verify must say; empty: it need not notice
+	// The exposure must exceed the limit.
+	exposed bool
+	// What a boot must come to; empty: it is not tried. See boot_test.go.
+	boot outcome
+}
+
+var mutations = []mutation{
+	{
+		name: "guard missing", of: kata, boot: noAgent,
+		make:  func(im *image) { delete(im.files, guard) },
+		facts: guard + " is missing", verify: "Unit podvm-guard.service not found",
+	},
+	{
+		name: "guard masked", of: kata, boot: noAgent,
+		make:  func(im *image) { delete(im.files, guard); im.links[guard] = "/dev/null" },
+		facts: "masked", verify: "Unit podvm-guard.service is masked",
+	},
+	{
+		name: "guard's program missing", of: kata, boot: powerOff,
+		make:   func(im *image) { delete(im.programs, guardProgram) },
+		verify: "is not executable",
+	},
+	{
+		name: "cycle through kata-containers.target", of: kata, boot: noAgent,
+		make: func(im *image) {
+			im.add(guard, "Unit", "Requires=kata-containers.target\nAfter=kata-containers.target")
+		},
+		facts: "Unit.Requires=kata-containers.target is no fact", verify: "ordering cycle",
+	},
+	{
+		name: "cycle through kata-containers.target, only wanted", of: kata,
+		make: func(im *image) {
+			im.add(guard, "Unit", "Wants=kata-containers.target\nAfter=kata-containers.target")
+		},
+		facts: "Unit.After is", verify: "ordering cycle",
+	},
+	{
+		name: "misspelt value of FailureAction", of: kata,
+		make:  func(im *image) { im.set(guard, "Unit", "FailureAction", "power-off") },
+		facts: `Unit.FailureAction is "power-off"`, verify: "Failed to parse",
+	},
+	{
+		name: "misspelt name of FailureAction", of: kata,
+		make:  func(im *image) { im.drop(guard, "FailureAction"); im.add(guard, "Unit", "FailurAction=poweroff-force") },
+		facts: "Unit.FailurAction=poweroff-force is no fact", verify: "Unknown key",
+	},
+	{
+		name: "Wants= for Requires= in the drop-in", of: kata, boot: closed, // the link still requires it
+		make:  func(im *image) { im.want(agentDropIn) },
+		facts: `Unit.Requires is ""`,
+	},
+	{
+		name: "Wants= for Requires= everywhere, and a guard that fails quietly", of: kata, boot: opened,
+		make: func(im *image) {
+			im.want(agentDropIn)
+			delete(im.links, agentLink)
+			im.drop(guard, "FailureAction")
+			im.drop(guard, "AmbientCapabilities")
+		},
+		facts: `Unit.Requires is ""`,
+	},
+	{
+		name: "WantedBy=multi-user.target", of: kata,
+		make: func(im *image) {
+			im.drop(guard, "RequiredBy")
+			im.add(guard, "Install", "WantedBy=multi-user.target")
+			delete(im.links, agentLink)
+			im.links["multi-user.target.wants/"+guard] = "../" + guard
+		},
+		facts: "Install.WantedBy=multi-user.target is no fact",
+	},
+	{
+		name: "WantedBy=multi-user.target, and no drop-in", of: kata, boot: opened,
+		make: func(im *image) {
+			im.drop(guard, "RequiredBy")
+			im.add(guard, "Install", "WantedBy=multi-user.target")
+			delete(im.links, agentLink)
+			im.links["multi-user.target.wants/"+guard] = "../" + guard
+			delete(im.files, agentDropIn)
+		},
+		facts: agentDropIn + " is missing",
+	},
+	{
+		name: "missing After= in the drop-in", of: kata, boot: closed, // the guard still says Before=
+		make:  func(im *image) { im.drop(agentDropIn, "After") },
+		facts: `Unit.After is ""`,
+	},
+	{
+		name: "missing Before= in the guard", of: kata,
+		make:  func(im *image) { im.drop(guard, "Before") },
+		facts: `Unit.Before is ""`,
+	},
+	{
+		name: "lost link", of: kata, boot: closed, // the drop-in still requires it
+		make:  func(im *image) { delete(im.links, agentLink) },
+		facts: "link " + agentLink,
+	},
+	{
+		name: "lost drop-in", of: kata, boot: closed, // the link still requires it
+		make:  func(im *image) { delete(im.files, agentDropIn) },
+		facts: agentDropIn + " is missing",
+	},
+	{
+		name: "lost link and drop-in", of: kata, boot: opened,
+		make:  func(im *image) { delete(im.links, agentLink); delete(im.files, agentDropIn) },
+		facts: "link " + agentLink,
+	},
+	{
+		name: "dropped capability", of: kata, boot: powerOff,
+		make:  func(im *image) { im.drop(guard, "AmbientCapabilities") },
+		facts: "Service.AmbientCapabilities",
+	},
+	{
+		name: "extra capability", of: kata, boot: closed,
+		make:  func(im *image) { im.set(guard, "Service", "CapabilityBoundingSet", "CAP_NET_ADMIN CAP_SYS_MODULE") },
+		facts: "Service.CapabilityBoundingSet",
+	},
+	{
+		name: "every capability", of: kata, exposed: true,
+		make:  func(im *image) { im.drop(guard, "CapabilityBoundingSet") },
+		facts: "Service.CapabilityBoundingSet",
+	},
+	{
+		name: "every family of sockets", of: kata, exposed: true,
+		make:  func(im *image) { im.drop(guard, "RestrictAddressFamilies") },
+		facts: "Service.RestrictAddressFamilies",
+	},
+	{
+		name: "root", of: kata, exposed: true,
+		make:  func(im *image) { im.drop(guard, "DynamicUser") },
+		facts: "Service.DynamicUser",
+	},
+	{
+		name: "tunables of the network read-only", of: kata, boot: powerOff,
+		make:  func(im *image) { im.drop(guard, "ReadWritePaths") },
+		facts: "Service.ReadWritePaths",
+	},
+	{
+		name: "user namespace of its own", of: kata, boot: powerOff,
+		make:  func(im *image) { im.add(guard, "Service", "PrivateUsers=yes") },
+		facts: "Service.PrivateUsers",
+	},
+	{
+		name: "network of its own", of: kata, boot: opened,
+		make:  func(im *image) { im.add(guard, "Service", "PrivateNetwork=yes") },
+		facts: "Service.PrivateNetwork",
+	},
+	{
+		name: "failure ignored", of: kata, boot: opened,
+		make: func(im *image) {
+			im.set(guard, "Service", "ExecStart", "-/usr/sbin/podvm-guard close")
+			im.drop(guard, "AmbientCapabilities")
+		},
+		facts: "Service.ExecStart",
+	},
+	{
+		name: "guard under a condition", of: kata, boot: noAgent,
+		make:  func(im *image) { im.add(guard, "Unit", "ConditionPathExists=/etc/guarded") },
+		facts: "Unit.ConditionPathExists=/etc/guarded is no fact",
+	},
+	{
+		name: "guard under a condition, and no BindsTo", of: kata, boot: opened,
+		make: func(im *image) {
+			im.add(guard, "Unit", "ConditionPathExists=/etc/guarded")
+			im.drop(agentDropIn, "BindsTo")
+		},
+		facts: `Unit.BindsTo is ""`,
+	},
+	{
+		name: "gate lifted after it closed", of: kata,
+		make:  func(im *image) { im.add(guard, "Service", "ExecStartPost=/bin/true") },
+		facts: "Service.ExecStartPost=/bin/true is no fact",
+	},
+	{
+		name: "guard that never ends", of: kata, boot: powerOff,
+		make: func(im *image) {
+			im.programs[guardProgram] = "#!/bin/sh\nexec sleep infinity\n"
+			im.set(guard, "Service", "TimeoutStartSec", "1")
+		},
+		facts: "Service.TimeoutStartSec",
+	},
+	{
+		name: "no NetworkNamespacePath", of: peerPods, boot: opened,
+		make:  func(im *image) { im.drop(guard, "NetworkNamespacePath") },
+		facts: "Service.NetworkNamespacePath",
+	},
+	{
+		name: "no BindsTo", of: peerPods,
+		make:  func(im *image) { im.drop(guard, "BindsTo") },
+		facts: "Unit.BindsTo",
+	},
+	{
+		name: "not after the namespace", of: peerPods,
+		make:  func(im *image) { im.drop(guard, "After") },
+		facts: "Unit.After",
+	},
+	{
+		name: "podns missing", of: peerPods, boot: powerOff,
+		make: func(im *image) {
+			im.set(guard, "Service", "NetworkNamespacePath", "/run/netns/other")
+		},
+		facts: "Service.NetworkNamespacePath",
+	},
+	{
+		name: "cycle through network-pre.target", of: peerPods,
+		make:  func(im *image) { im.set(guard, "Unit", "Before", "sysinit.target "+agent+" "+forwarder) },
+		facts: "Unit.Before", verify: "ordering cycle",
+	},
+	{
+		name: "forwarder's drop-in lost", of: peerPods, boot: closed, // the link still requires it
+		make:  func(im *image) { delete(im.files, forwarderDropIn) },
+		facts: forwarderDropIn + " is missing",
+	},
+	{
+		name: "dropped capability", of: peerPods, boot: powerOff,
+		make:  func(im *image) { im.drop(guard, "AmbientCapabilities") },
+		facts: "Service.AmbientCapabilities",
+	},
+	{
+		name: "guard missing", of: peerPods, boot: noAgent,
+		make:  func(im *image) { delete(im.files, guard) },
+		facts: guard + " is missing", verify: "not found",
+	},
+	{
+		name: "guard masked", of: peerPods, boot: noAgent,
+		make:  func(im *image) { delete(im.files, guard); im.links[guard] = "/dev/null" },
+		facts: "masked", verify: "masked",
+	},
+	{
+		name: "guard masked, and no BindsTo", of: peerPods, // systemd 252 starts the agent, sometimes; 257 does not
+		make: func(im *image) {
+			delete(im.files, guard)
+			im.links[guard] = "/dev/null"
+			im.drop(agentDropIn, "BindsTo")
+		},
+		facts: `Unit.BindsTo is ""`, verify: "masked",
+	},
+	{
+		name: "podns cannot be made", of: peerPods, boot: noAgent,
+		make: func(im *image) { im.set("netns@.service", "Service", "ExecStartPre", "/bin/false") },
+	},
+}
+
+// want weakens a drop-in: the guard is wanted, no longer required.
+func (im *image) want(dropIn string) {
+	im.drop(dropIn, "Requires")
+	im.drop(dropIn, "BindsTo")
+	im.add(dropIn, "Unit", "Wants="+guard)
+}
+
+func TestEveryMutationIsCaught(t *testing.T) {
+	for _, m := range mutations {
+		t.Run(m.of.name+"/"+m.name, func(t *testing.T) {
+			im := bake(t, m.of)
+			m.make(im)
+			if m.facts == "" && m.verify == "" && m.boot == "" {
+				t.Error("nothing is said to catch it")
+			}
+			if got := strings.Join(im.faults(), "\n"); !strings.Contains(got, m.facts) {
+				t.Errorf("the parsed units are faulted for:\n%s\nwant: %s", got, m.facts)
+			}
+			if m.verify == "" && !m.exposed {
+				return
+			}
+			needSystemd(t)
+			if m.verify != "" {
+				if got := im.verify(t); !strings.Contains(got, m.verify) {
+					t.Errorf("systemd-analyze verify says:\n%s\nwant: %s", got, m.verify)
+				}
+			}
+			if m.exposed {
+				if got := im.exposure(t, guard); got < exposureLimit {
+					t.Errorf("systemd-analyze security: exposure %.1f, want at least %.1f", got, exposureLimit)
+				}
+			}
+		})
+	}
+}

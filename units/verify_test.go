@@ -1,0 +1,73 @@
+package units_test
+
+import (
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// An exposure of 1.5 is where systemd-analyze's "OK" would still have room for a second capability.
+const exposureLimit = 1.5
+
+// verify is what systemd-analyze has against the boot of the image's target, and against our units by name: it looks for a
+// unit's program only when the unit is named. Its exit code is 0 for much that it only prints, so any output counts.
+func (im *image) verify(t *testing.T) (complaints string) {
+	t.Helper()
+	dir := t.TempDir()
+	im.write(t, dir)
+	for _, name := range []string{im.target, guard} {
+		out, err := exec.Command("systemd-analyze", "verify", "--man=no", "--root="+dir, name).CombinedOutput()
+		if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+			t.Fatal(err)
+		}
+		complaints += string(out)
+		if err != nil {
+			complaints += fmt.Sprintf("systemd-analyze verify %s: %v\n", name, err)
+		}
+	}
+	return strings.ReplaceAll(complaints, dir, "")
+}
+
+var exposureLine = regexp.MustCompile(`(?m)^\W*Overall exposure level for (\S+): ([0-9.]+)`)
+
+// exposure is systemd-analyze's mark for what a service could do, from 0 (nothing) to 10 (anything).
+func (im *image) exposure(t *testing.T, service string) float64 {
+	t.Helper()
+	dir := t.TempDir()
+	im.write(t, dir)
+	out, err := exec.Command("systemd-analyze", "security", "--offline=true", "--no-pager", "--root="+dir, service).CombinedOutput()
+	m := exposureLine.FindSubmatch(out)
+	if err != nil || m == nil || string(m[1]) != service {
+		t.Fatalf("systemd-analyze security %s: %v:\n%s", filepath.Join(unitFolder, service), err, out)
+	}
+	mark, err := strconv.ParseFloat(string(m[2]), 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mark
+}
+
+func TestSystemdHasNothingAgainstTheUnits(t *testing.T) {
+	needSystemd(t)
+	for _, p := range placements {
+		if got := bake(t, p).verify(t); got != "" {
+			t.Errorf("%s: systemd-analyze verify:\n%s", p.name, got)
+		}
+	}
+}
+
+func TestGuardCouldDoLittleElse(t *testing.T) {
+	needSystemd(t)
+	for _, p := range placements {
+		got := bake(t, p).exposure(t, guard)
+		t.Logf("%s: %s: exposure %.1f", p.name, guard, got)
+		if got >= exposureLimit {
+			t.Errorf("%s: %s: exposure %.1f, want below %.1f", p.name, guard, got, exposureLimit)
+		}
+	}
+}
