@@ -13,7 +13,7 @@ export GOTOOLCHAIN := local
 GOBUILD := CGO_ENABLED=0 GOFLAGS= go build -trimpath -buildvcs=false -mod=vendor -ldflags='-s -w -buildid='
 
 COMMANDS := $(notdir $(wildcard cmd/*-* cmd/initializer cmd/meshproxy cmd/coordinator cmd/portcullis))
-LABTOOLS := demo shop simtee
+LABTOOLS := demo shop simtee matrix
 SOURCES := $(shell find . -name '*.go' -not -path './vendor/*' -not -path './tests/demo/out/*') go.mod go.sum
 
 .PHONY: help
@@ -32,6 +32,14 @@ demo-broken: demo-packages envoy build ## break each thing that the demo checks,
 test: test-packages envoy build lint ## all checks and tests
 	CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
 
+.PHONY: matrix
+matrix: test-packages envoy build ## the gate against hostile networks, hosts and rules, row by row; MUTATE=1 weakens the guard and wants each weakness noticed
+	@bin/matrix $(if $(MUTATE),--mutate) $(MATRIXFLAGS)
+
+.PHONY: soak
+soak: test-packages envoy build ## what takes long: connections against a gate that changes its state for a minute
+	@bin/matrix --run '^swap-storm' --storm 60s
+
 .PHONY: ci
 ci: test demo demo-broken ## what a change must pass
 
@@ -41,6 +49,7 @@ build: $(COMMANDS:%=bin/%) $(LABTOOLS:%=bin/%) ## build every command into bin/
 bin/demo: MAIN = ./tests/demo
 bin/shop: MAIN = ./tests/demo/shop
 bin/simtee: MAIN = ./tests/simtee/cmd/simtee
+bin/matrix: MAIN = ./tests/matrix
 bin/%: MAIN = ./cmd/$*
 bin/%: $(SOURCES) vendor/modules.txt
 	@mkdir -p bin

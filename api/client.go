@@ -32,13 +32,17 @@ type Client struct {
 
 // New makes a Client for host: "host", "host:port", "[::1]:port", "http://host:port" or "https://host". Without a port
 // it is Port, except after https://. The scheme is http where none is given.
-func New(host string) (*Client, error) {
+func New(host string) (*Client, error) { return NewThrough(new(net.Dialer), host) }
+
+// NewThrough is New for connections that dialer opens. It sets the dialer's time-out.
+func NewThrough(dialer *net.Dialer, host string) (*Client, error) {
 	base, err := baseURL(host)
 	if err != nil {
 		return nil, fmt.Errorf("coordinator host %q: %w", host, err)
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.DialContext = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	dialer.Timeout = 10 * time.Second
+	transport.DialContext = dialer.DialContext
 	transport.ResponseHeaderTimeout = time.Minute
 	transport.IdleConnTimeout = 10 * time.Second
 	return &Client{

@@ -15,7 +15,7 @@ import (
 
 func newLint() *cobra.Command {
 	var pods podFlags
-	var ingress, egress, adminPort string
+	var ingress, egress, adminPort, egressPolicy string
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "lint [flags] [FILE...]",
@@ -26,12 +26,13 @@ policy. It explains the pods of files, or the values given as flags.`,
   portcullis lint --ingress 'web#8080#false##metrics#7890#true'
   portcullis lint --egress 'billing#127.137.0.1:8081#billing-svc:8080'`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			values := cmd.Flags().Changed("ingress") || cmd.Flags().Changed("egress") || cmd.Flags().Changed("admin-port")
+			values := cmd.Flags().Changed("ingress") || cmd.Flags().Changed("egress") || cmd.Flags().Changed("admin-port") ||
+				cmd.Flags().Changed("egress-policy")
 			switch {
 			case values && len(args) > 0:
 				return usageOf(cmd, fmt.Errorf("give files or values, not both"))
 			case values:
-				c, err := config.Parse(ingress, egress, adminPort)
+				c, err := config.Parse(ingress, egress, adminPort, egressPolicy)
 				if err != nil {
 					return err
 				}
@@ -40,7 +41,7 @@ policy. It explains the pods of files, or the values given as flags.`,
 				}
 				return writeSentences(cmd.OutOrStdout(), "", sentences(c))
 			case len(args) == 0:
-				return usageOf(cmd, fmt.Errorf("give a file, or --ingress, --egress or --admin-port"))
+				return usageOf(cmd, fmt.Errorf("give a file, or --ingress, --egress, --admin-port or --egress-policy"))
 			}
 			return lintFiles(cmd, args, pods.options(), asJSON)
 		},
@@ -49,6 +50,7 @@ policy. It explains the pods of files, or the values given as flags.`,
 	cmd.Flags().StringVar(&ingress, "ingress", "", "value of the annotation servicemesh-ingress")
 	cmd.Flags().StringVar(&egress, "egress", "", "value of the annotation servicemesh-egress")
 	cmd.Flags().StringVar(&adminPort, "admin-port", "", "value of the annotation servicemesh-admin-interface-port")
+	cmd.Flags().StringVar(&egressPolicy, "egress-policy", "", "value of the annotation servicemesh-egress-policy")
 	flagJSON(cmd, &asJSON)
 	return cmd
 }
@@ -152,7 +154,15 @@ func sentences(c *config.Config) []string {
 		}
 		add("out  %s (%s): mutual TLS to %s, which must be %s", e.Listen, e.Name, e.Remote, peer)
 	}
-	add("out  everything else: as the application sends it")
+	switch c.EgressPolicy {
+	case config.EgressOpen:
+		add("out  everything else: as the application sends it")
+	case config.EgressClosedDNS:
+		add("out  port 53 (tcp and udp), to any address: as the application sends it")
+		add("out  everything else: dropped, from when the mesh proxy starts")
+	default:
+		add("out  everything else: dropped, from when the mesh proxy starts")
+	}
 	if c.AdminPort != 0 {
 		add("in   tcp %d is the proxy's admin view, behind mutual TLS unless it is listed above", c.AdminPort)
 	}

@@ -113,6 +113,7 @@ func inspect(files []File, options Options) (*generator, error) {
 	if len(g.faults) == 0 {
 		g.assignIdentities()
 		g.checkPeers()
+		g.checkLocks()
 	}
 	if len(g.faults) > 0 {
 		return nil, g.faults

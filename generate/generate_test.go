@@ -254,6 +254,19 @@ func TestFaults(t *testing.T) {
 			[]string{`f.yaml:5:51: admin port "80": `},
 		},
 		{
+			"unknown egress policy", annotated("servicemesh-egress-policy: shut"),
+			[]string{`f.yaml:5:58: egress policy "shut": it is unknown: want open, closed`},
+		},
+		{
+			"empty egress policy", annotated("servicemesh-egress-policy: ''"),
+			[]string{"f.yaml:5:58: annotation contrast.edgeless.systems/servicemesh-egress-policy is empty; leave it out"},
+		},
+		{
+			"egress lock without a guard", annotated("servicemesh-ingress: DISABLED\n" +
+				"    contrast.edgeless.systems/servicemesh-egress-policy: closed"),
+			[]string{`f.yaml:5:52: egress policy "closed": ingress DISABLED takes the guard away`},
+		},
+		{
 			"number as a value", annotated("servicemesh-admin-interface-port: 9901"),
 			[]string{"f.yaml:5:65: annotation contrast.edgeless.systems/servicemesh-admin-interface-port must be a string; put it in quotes"},
 		},
@@ -557,6 +570,7 @@ func TestRolesAndGuards(t *testing.T) {
 		{"contrast.edgeless.systems/servicemesh-ingress: ''", []string{"contrast-initializer", "contrast-service-mesh"}, initdata.GuardMesh},
 		{"contrast.edgeless.systems/servicemesh-egress: ''", []string{"contrast-initializer", "contrast-service-mesh"}, initdata.GuardMesh},
 		{"contrast.edgeless.systems/servicemesh-ingress: CLOSED", []string{"contrast-initializer", "contrast-service-mesh"}, initdata.GuardMesh},
+		{"contrast.edgeless.systems/servicemesh-egress-policy: closed", []string{"contrast-initializer", "contrast-service-mesh"}, initdata.GuardMesh},
 		{"contrast.edgeless.systems/servicemesh-ingress: DISABLED", []string{"contrast-initializer", "contrast-service-mesh"}, initdata.GuardOpen},
 		{"contrast.edgeless.systems/skip-initializer: 'true'", nil, initdata.GuardClosed},
 		{"contrast.edgeless.systems/skip-initializer: 'false'", []string{"contrast-initializer"}, initdata.GuardOpen},
@@ -592,6 +606,50 @@ func TestRolesAndGuards(t *testing.T) {
 				t.Errorf("--no-mesh is %v, want %v", noMesh, want)
 			}
 		})
+	}
+}
+
+// The lock reaches both containers as an argument, gives the Initializer the capability to mark its sockets, and is
+// measured; a container that could get past it is warned of.
+func TestEgressLock(t *testing.T) {
+	text := "kind: Pod\nmetadata: {name: a, annotations: {contrast.edgeless.systems/servicemesh-egress-policy: closed}}\n" +
+		"spec:\n  runtimeClassName: kata-cc\n  initContainers:\n" +
+		"  - {name: added, securityContext: {capabilities: {drop: [ALL], add: [NET_ADMIN]}}}\n" +
+		"  - {name: privileged, securityContext: {privileged: true, capabilities: {drop: [ALL]}}}\n  containers:\n" +
+		"  - {name: plain}\n" +
+		"  - {name: dropped, securityContext: {capabilities: {drop: [NET_RAW]}}}\n" +
+		"  - {name: bare, securityContext: {capabilities: {drop: [ALL], add: [CHOWN]}}}\n" +
+		"  - {name: back, securityContext: {capabilities: {drop: [ALL], add: [NET_RAW]}}}\n"
+	result, err := generate.Inject(t.Context(), []generate.File{{Name: "f.yaml", Text: []byte(text)}}, options())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pod corev1.Pod
+	if err := kyaml.UnmarshalStrict(result.Files[0].Text, &pod); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range pod.Spec.InitContainers {
+		if !strings.HasPrefix(c.Name, "contrast-") {
+			continue
+		}
+		if !slices.Contains(c.Args, "--egress-policy=closed") ||
+			!slices.Contains(c.Env, corev1.EnvVar{Name: "CONTRAST_EGRESS_POLICY", Value: "closed"}) {
+			t.Errorf("container %s has the arguments %q and variables %v, want the egress policy in both", c.Name, c.Args, c.Env)
+		}
+		if !slices.Contains(c.SecurityContext.Capabilities.Add, "NET_RAW") {
+			t.Errorf("container %s may not mark its sockets: %v", c.Name, c.SecurityContext.Capabilities)
+		}
+	}
+	if got := result.Pods[0].Config.Mesh.EgressPolicy; got != "closed" {
+		t.Errorf("the measured egress policy is %q", got)
+	}
+	var warned []string
+	for _, w := range result.Warnings {
+		_, rest, _ := strings.Cut(w, "container ")
+		warned = append(warned, strings.Fields(rest)[0])
+	}
+	if want := []string{"added", "privileged", "plain", "back"}; !slices.Equal(warned, want) {
+		t.Errorf("warned of %q, want %q:\n%s", warned, want, strings.Join(result.Warnings, "\n"))
 	}
 }
 

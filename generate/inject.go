@@ -47,7 +47,13 @@ func (in injection) sidecars() list {
 // since that is where people look for it.
 func (in injection) initializer() mapping {
 	args := list{"--coordinator=" + in.coordinator}
+	env := list{variable("COORDINATOR_HOST", in.coordinator)}
 	var capabilities list
+	if in.locked() {
+		args = append(args, "--egress-policy="+in.mesh.EgressPolicy)
+		env = append(env, variable("CONTRAST_EGRESS_POLICY", in.mesh.EgressPolicy))
+		capabilities = list{"NET_RAW"} // to mark its connections to the Coordinator
+	}
 	if in.mesh == nil {
 		args = append(args, "--no-mesh")
 		capabilities = list{"NET_ADMIN"} // to take the guard's table away
@@ -56,7 +62,7 @@ func (in injection) initializer() mapping {
 		{"name", containerInitializer},
 		{"image", in.images.Initializer},
 		{"args", args},
-		{"env", list{variable("COORDINATOR_HOST", in.coordinator)}},
+		{"env", env},
 		{"restartPolicy", "Always"},
 		{"startupProbe", startupProbe("initializer", "ready")},
 		{"resources", resources("10m", "64Mi")},
@@ -74,6 +80,10 @@ func (in injection) meshproxy() mapping {
 	if in.mesh.AdminPort != "" {
 		args = append(args, "--admin-port="+in.mesh.AdminPort)
 		env = append(env, variable("CONTRAST_ADMIN_PORT", in.mesh.AdminPort))
+	}
+	if in.mesh.EgressPolicy != "" {
+		args = append(args, "--egress-policy="+in.mesh.EgressPolicy)
+		env = append(env, variable("CONTRAST_EGRESS_POLICY", in.mesh.EgressPolicy))
 	}
 	return mapping{
 		{"name", containerMeshproxy},

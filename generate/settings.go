@@ -20,14 +20,16 @@ const (
 	annotationIngress   = annotationPrefix + "servicemesh-ingress"
 	annotationEgress    = annotationPrefix + "servicemesh-egress"
 	annotationAdminPort = annotationPrefix + "servicemesh-admin-interface-port"
+	annotationPolicy    = annotationPrefix + "servicemesh-egress-policy"
 	annotationSkip      = annotationPrefix + "skip-initializer"
 	annotationSecretID  = annotationPrefix + "workload-secret-id"
 	annotationRole      = annotationPrefix + "pod-role"
 )
 
-var annotationNames = []string{
-	annotationIngress, annotationEgress, annotationAdminPort, annotationSkip, annotationSecretID, annotationRole,
-}
+var annotationNames = append(slices.Clone(annotationsMesh), annotationSkip, annotationSecretID, annotationRole)
+
+// annotationsMesh are in the order of config.Parse's values.
+var annotationsMesh = []string{annotationIngress, annotationEgress, annotationAdminPort, annotationPolicy}
 
 // RuntimeClasses are prefixes of the names of confidential runtime classes.
 var RuntimeClasses = []string{"contrast-cc", "kata-qemu-snp", "kata-qemu-tdx", "kata-cc", "kata-remote"}
@@ -68,7 +70,7 @@ func (p pod) annotations() (map[string]*yaml.Node, []error) {
 			}
 			if !slices.Contains(annotationNames, name) && strings.HasPrefix(name, annotationPrefix+"servicemesh") {
 				faults = append(faults, p.src.faultAt(a.key, "unknown annotation %s; known are %s", name,
-					strings.Join(annotationNames[:3], ", ")))
+					strings.Join(annotationsMesh, ", ")))
 			}
 		}
 	}
@@ -135,10 +137,11 @@ func (p pod) readMesh(s *settings) []error {
 	}
 	mesh := initdata.MeshConfig{
 		Ingress: value(annotationIngress), Egress: value(annotationEgress), AdminPort: value(annotationAdminPort),
+		EgressPolicy: value(annotationPolicy),
 	}
 	var faults []error
 	var first *yaml.Node
-	for i, name := range annotationNames[:3] {
+	for i, name := range annotationsMesh {
 		v := s.at[name]
 		if v == nil {
 			continue
@@ -146,18 +149,22 @@ func (p pod) readMesh(s *settings) []error {
 		if first == nil {
 			first = v
 		}
-		var alone [3]string
+		var alone [4]string
 		alone[i] = v.Value
-		_, err := config.Parse(alone[0], alone[1], alone[2])
+		_, err := config.Parse(alone[0], alone[1], alone[2], alone[3])
 		faults = append(faults, p.configFaults(v, err)...)
-		if i == 2 && v.Value == "" {
+		switch {
+		case v.Value != "":
+		case name == annotationAdminPort:
 			faults = append(faults, p.src.faultAt(v, "annotation %s is empty; leave it out for no admin port", name))
+		case name == annotationPolicy:
+			faults = append(faults, p.src.faultAt(v, "annotation %s is empty; leave it out, or want closed", name))
 		}
 	}
 	if first == nil || len(faults) > 0 {
 		return faults
 	}
-	parsed, err := config.Parse(mesh.Ingress, mesh.Egress, mesh.AdminPort)
+	parsed, err := config.Parse(mesh.Ingress, mesh.Egress, mesh.AdminPort, mesh.EgressPolicy)
 	s.mesh, s.parsed = &mesh, parsed
 	return p.configFaults(first, err)
 }
@@ -176,6 +183,9 @@ func (p pod) configFaults(at *yaml.Node, err error) []error {
 	}
 	return faults
 }
+
+// locked says whether the pod has the egress lock.
+func (s settings) locked() bool { return s.parsed != nil && s.parsed.EgressPolicy != config.EgressOpen }
 
 // guard is the guard state that the pod's software will bring about.
 func (s settings) guard() initdata.Guard {

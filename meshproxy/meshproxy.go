@@ -49,14 +49,6 @@ const (
 	ticketInterval = 300 * time.Second
 )
 
-// Guard is package guard, as the supervisor uses it.
-type Guard interface {
-	Inspect(context.Context) (guard.Status, error)
-	Close(context.Context) error
-	Raise(context.Context, guard.Ports) error
-	Open(context.Context) error
-}
-
 // Config is what a mesh proxy needs to know.
 type Config struct {
 	Mesh *config.Config
@@ -83,22 +75,22 @@ func Run(ctx context.Context, c Config) error {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(memoryLimit)
 	}
+	switch {
+	case c.Mesh == nil:
+		return errors.New("start the mesh proxy: no mesh configuration")
+	case c.EnvoyUser == 0:
+		return errors.New("start the mesh proxy: Envoy must not run as root")
+	}
 	s := &supervisor{
 		Config: c,
 		dir:    envoyDir{Dir: envoy.Dir(filepath.Join(c.RunDir, "envoy")), gid: c.EnvoyUser},
 		state:  state{phase: "the mesh proxy is starting"},
 	}
 	if s.Guard == nil {
-		s.Guard = kernelGuard{}
+		s.Guard = kernelGuard{c.Mesh.EgressPolicy}
 	}
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
-	}
-	switch {
-	case c.Mesh == nil:
-		return errors.New("start the mesh proxy: no mesh configuration")
-	case c.EnvoyUser == 0:
-		return errors.New("start the mesh proxy: Envoy must not run as root")
 	}
 	if err := s.prepare(ctx); err != nil {
 		return err
@@ -112,6 +104,7 @@ type supervisor struct {
 	dir     envoyDir
 	ports   guard.Ports
 	admin   *adminClient
+	gate    gate
 
 	state
 }
@@ -139,7 +132,8 @@ func (s *supervisor) prepare(ctx context.Context) error {
 		return err
 	}
 	if s.Mesh.Mode != config.Disabled {
-		// Whatever a proxy before this one left behind: nothing is admitted until Envoy is live.
+		// Whatever a proxy before this one left behind: nothing is admitted until Envoy is live, and from here on the
+		// egress lock holds, where it was asked for.
 		if err := s.Guard.Close(ctx); err != nil {
 			return fmt.Errorf("start the mesh proxy: %w", err)
 		}
@@ -251,6 +245,13 @@ func (s *supervisor) serve(ctx context.Context) error {
 		}
 		defer view.Close()
 	}
+	var names net.PacketConn
+	if s.Mesh.EgressPolicy != config.EgressOpen {
+		if names, err = listenNames(); err != nil {
+			return err
+		}
+		defer names.Close()
+	}
 	// The others end when the supervision of Envoy has, which drains first; and one that cannot go on ends all.
 	ctx, failed := context.WithCancel(ctx)
 	defer failed()
@@ -267,6 +268,10 @@ func (s *supervisor) serve(ctx context.Context) error {
 	}
 	beside(func() error { return s.answerReady(all, readiness) })
 	beside(func() error { return s.keepSecrets(all) })
+	beside(func() error { return s.keepGuard(all) })
+	if names != nil {
+		beside(func() error { return newNameServer(s.Mesh.Egress).serve(all, names) })
+	}
 	if view != nil {
 		beside(func() error { return s.serveView(all, view) })
 	}
@@ -285,12 +290,3 @@ type hinted struct {
 
 func (h *hinted) Unwrap() error { return h.error }
 func (h *hinted) Hint() string  { return h.hint }
-
-type kernelGuard struct{}
-
-func (kernelGuard) Inspect(ctx context.Context) (guard.Status, error) { return guard.Inspect(ctx) }
-func (kernelGuard) Close(ctx context.Context) error                   { return guard.Close(ctx) }
-func (kernelGuard) Raise(ctx context.Context, ports guard.Ports) error {
-	return guard.Raise(ctx, ports)
-}
-func (kernelGuard) Open(ctx context.Context) error { return guard.Open(ctx) }

@@ -21,10 +21,11 @@ import (
 type recordingGuard struct {
 	raise func() error // what Raise answers
 
-	mu    sync.Mutex
-	state guard.State
-	calls []string
-	ports guard.Ports
+	mu     sync.Mutex
+	state  guard.State
+	calls  []string
+	ports  guard.Ports
+	others chan guard.Change // what Watch tells
 }
 
 func (g *recordingGuard) change(state guard.State, call string) error {
@@ -38,9 +39,21 @@ func (g *recordingGuard) change(state guard.State, call string) error {
 func (g *recordingGuard) Inspect(context.Context) (guard.Status, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return guard.Status{State: g.state}, nil
+	return guard.Status{State: g.state, Ports: g.ports}, nil
 }
 
+func (g *recordingGuard) Watch(ctx context.Context, f func(guard.Change)) error {
+	for {
+		select {
+		case c := <-g.others:
+			f(c)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (g *recordingGuard) Arm(context.Context) error   { return g.change(guard.Closed, "arm") }
 func (g *recordingGuard) Close(context.Context) error { return g.change(guard.Closed, "close") }
 func (g *recordingGuard) Open(context.Context) error  { return g.change(guard.Opened, "open") }
 
@@ -55,6 +68,13 @@ func (g *recordingGuard) Raise(_ context.Context, ports guard.Ports) error {
 	return g.change(guard.Mesh, "raise")
 }
 
+func (g *recordingGuard) setPorts(p guard.Ports) (before guard.Ports) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	before, g.ports = g.ports, p
+	return before
+}
+
 func (g *recordingGuard) seen() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -64,7 +84,7 @@ func (g *recordingGuard) seen() []string {
 // inProcess is a configuration for Run in this process, in the lab's own network.
 func inProcess(t *testing.T, g meshproxy.Guard, ingress string) meshproxy.Config {
 	t.Helper()
-	mesh, err := config.Parse(ingress, "", "")
+	mesh, err := config.Parse(ingress, "", "", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,11 +132,21 @@ func TestTheGateIsLiftedOnlyForAnEnvoyThatListens(t *testing.T) {
 	if err := meshproxy.Ready(ctx, cfg.RunDir); err == nil || err.Error() != "not ready: the guard is foreign, want mesh" {
 		t.Errorf("with somebody else's rules: %v", err)
 	}
+	g.change(guard.Mesh, "raise")
+	if err := meshproxy.Ready(ctx, cfg.RunDir); err != nil {
+		t.Errorf("with the guard back: %v", err)
+	}
+	own := g.setPorts(guard.Ports{PlaintextTCP: []uint16{7890, 8080}})
+	g.change(guard.Mesh, "other ports")
+	if err := meshproxy.Ready(ctx, cfg.RunDir); err == nil || !strings.Contains(err.Error(), "other ports than configured: plaintext TCP 7890, 8080, want") {
+		t.Errorf("with another port open: %v", err)
+	}
+	g.setPorts(own)
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	want := []string{"close", "raise", "somebody else's rules", "close"}
+	want := []string{"close", "raise", "somebody else's rules", "raise", "other ports", "close"}
 	if got := g.seen(); !slices.Equal(got, want) {
 		t.Errorf("the guard was asked to %v, want %v", got, want)
 	}

@@ -104,12 +104,5 @@ func (s *supervisor) ready(ctx context.Context) error {
 	if err := s.admin.live(ctx); err != nil {
 		return err
 	}
-	status, err := s.Guard.Inspect(ctx)
-	if err != nil {
-		return err
-	}
-	if want := s.wanted(); status.State != want {
-		return fmt.Errorf("the guard is %s, want %s", status.State, want)
-	}
-	return nil
+	return s.fault(ctx)
 }

@@ -106,7 +106,7 @@ func (s *supervisor) awaitLive(ctx context.Context, p *process) error {
 func (s *supervisor) lift(ctx context.Context) error {
 	switch s.Mesh.Mode {
 	case config.Mesh:
-		return s.Guard.Raise(ctx, s.ports)
+		return s.raise(ctx)
 	case config.Disabled:
 		s.Log.Warn("the ingress configuration is DISABLED: the guard is opened, " +
 			"and peers reach every port of this pod in plaintext")
@@ -119,26 +119,6 @@ func (s *supervisor) lift(ctx context.Context) error {
 		return nil
 	default:
 		return nil // prepare closed it
-	}
-}
-
-// lower undoes lift. A gate that was opened on request stays open: who asked for that wants no gate.
-func (s *supervisor) lower(ctx context.Context) error {
-	if s.Mesh.Mode != config.Mesh {
-		return nil
-	}
-	return s.Guard.Close(ctx)
-}
-
-// wanted is the guard's state while the proxy serves.
-func (s *supervisor) wanted() guard.State {
-	switch s.Mesh.Mode {
-	case config.Mesh:
-		return guard.Mesh
-	case config.Disabled:
-		return guard.Opened
-	default:
-		return guard.Closed
 	}
 }
 

@@ -81,6 +81,7 @@ func (s *supervisor) metrics(ctx context.Context, w http.ResponseWriter) {
 	if err != nil {
 		s.Log.Warn("the guard's state is not known", "err", err) // every state is 0 then
 	}
+	foreign, restored := s.counts()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -94,6 +95,8 @@ func (s *supervisor) metrics(ctx context.Context, w http.ResponseWriter) {
 	metric("credentials_refused_total", "counter", "How often new credentials were refused.", s.refused)
 	metric("certificate_not_after_seconds", "gauge", "When the certificate in force expires, in Unix time.",
 		s.credentials.leaf.NotAfter.Unix())
+	metric("foreign_rule_changes_total", "counter", "How often another process changed nftables rules.", foreign)
+	metric("guard_restored_total", "counter", "How often the guard was not as it should be, and was put back.", restored)
 	const name = "portcullis_meshproxy_guard_state"
 	fmt.Fprintf(w, "# HELP %s The guard's state: 1 for the one it is in.\n# TYPE %s gauge\n", name, name)
 	for _, state := range []guard.State{guard.Closed, guard.Mesh, guard.Opened, guard.Foreign} {

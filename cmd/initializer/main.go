@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"time"
 
@@ -16,13 +17,15 @@ import (
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/initializer"
+	"portcullis.dev/portcullis/meshproxy/config"
 )
 
 const usage = `Usage:
   initializer [flags]        obtain mesh credentials, then stay until SIGTERM
   initializer ready [--dir]  exit 0 when the credentials are complete and valid, 3 when not
 
-The environment variable COORDINATOR_HOST stands for --coordinator, where that is not given.
+The environment variables COORDINATOR_HOST and CONTRAST_EGRESS_POLICY stand for --coordinator and --egress-policy, where
+these are not given.
 
 `
 
@@ -40,7 +43,11 @@ func run(ctx context.Context, args []string) error {
 	if err != nil || o.help {
 		return err
 	}
-	client, err := api.New(o.coordinator)
+	dialer := new(net.Dialer)
+	if o.locked {
+		dialer = guard.Dialer()
+	}
+	client, err := api.NewThrough(dialer, o.coordinator)
 	if err != nil {
 		return &command.UsageError{Err: err}
 	}
@@ -58,6 +65,7 @@ type options struct {
 	dir         string
 	coordinator string
 	noMesh      bool
+	locked      bool
 	tee         string
 	help        bool
 }
@@ -67,12 +75,15 @@ type options struct {
 // something else is an error rather than a second opinion.
 func parse(name string, args []string, environment func(string) string) (options, error) {
 	var o options
+	var policy string
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // an error is one line, and command.Main prints it
 	flags.StringVar(&o.dir, "dir", "/contrast", "`folder` for the credentials")
 	if name == "initializer" {
 		flags.StringVar(&o.coordinator, "coordinator", "", "`host` or host:port of the Coordinator")
 		flags.BoolVar(&o.noMesh, "no-mesh", false, "open the guard: this pod is to be reached without the mesh")
+		flags.StringVar(&policy, "egress-policy", "",
+			"`word`: closed or closed,dns mark the connections to the Coordinator for the egress lock, which takes CAP_NET_RAW")
 		flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: socket; what is there if not given")
 	}
 	if err := flags.Parse(args); err != nil {
@@ -93,14 +104,31 @@ func parse(name string, args []string, environment func(string) string) (options
 	if name != "initializer" {
 		return o, nil
 	}
-	switch host := environment("COORDINATOR_HOST"); {
-	case o.coordinator == "" && host == "":
-		return options{}, &command.UsageError{Err: errors.New("no Coordinator: want --coordinator or COORDINATOR_HOST")}
-	case o.coordinator == "":
-		o.coordinator = host
-	case host != "" && host != o.coordinator:
+	for _, value := range []struct {
+		argument                *string
+		flag, variable, missing string
+	}{
+		{&o.coordinator, "--coordinator", "COORDINATOR_HOST", "no Coordinator: want --coordinator or COORDINATOR_HOST"},
+		{&policy, "--egress-policy", "CONTRAST_EGRESS_POLICY", ""},
+	} {
+		switch given := environment(value.variable); {
+		case *value.argument == "" && given == "" && value.missing != "":
+			return options{}, &command.UsageError{Err: errors.New(value.missing)}
+		case *value.argument == "":
+			*value.argument = given
+		case given != "" && given != *value.argument:
+			return options{}, &command.UsageError{Err: fmt.Errorf("%s is %q, but %s is %q: make them equal or leave one out",
+				value.variable, given, value.flag, *value.argument)}
+		}
+	}
+	mesh, err := config.Parse("", "", "", policy)
+	if err != nil {
+		return options{}, &command.UsageError{Err: err}
+	}
+	o.locked = mesh.EgressPolicy != config.EgressOpen
+	if o.locked && o.noMesh {
 		return options{}, &command.UsageError{Err: fmt.Errorf(
-			"COORDINATOR_HOST is %q, but --coordinator is %q: make them equal or leave one out", host, o.coordinator)}
+			"--egress-policy %s and --no-mesh: the latter takes the guard away, and the lock with it", policy)}
 	}
 	return o, nil
 }

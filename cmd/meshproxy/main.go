@@ -26,6 +26,8 @@ Flags:
                        (or CONTRAST_INGRESS_PROXY_CONFIG, but for DISABLED)
   --egress ENTRIES     name#127.x.y.z:port#host:port[#identities], joined by ##
                        (or CONTRAST_EGRESS_PROXY_CONFIG)
+  --egress-policy WORD open (the default); closed: nothing leaves the pod but Envoy's connections to egress entries and
+                       the Initializer's to the Coordinator; closed,dns: and port 53 (or CONTRAST_EGRESS_POLICY)
   --admin-port PORT    serve a read-only admin view there (or CONTRAST_ADMIN_PORT)
   --envoy PATH         the Envoy program (default "envoy", from PATH)
   --envoy-user ID      the user and group id that Envoy runs as (default 1337)
@@ -60,6 +62,7 @@ func run(ctx context.Context, args []string) error {
 		flags.String("ingress", "", "")
 		flags.String("egress", "", "")
 		flags.String("admin-port", "", "")
+		flags.String("egress-policy", "", "")
 		flags.StringVar(&cfg.Envoy, "envoy", "envoy", "")
 		flags.UintVar(&envoyUser, "envoy-user", 1337, "")
 		flags.IntVar(&cfg.Concurrency, "concurrency", 1, "")
@@ -102,6 +105,7 @@ func meshConfig(flags *flag.FlagSet, lookup func(string) (string, bool)) (*confi
 		{"ingress", "CONTRAST_INGRESS_PROXY_CONFIG"},
 		{"egress", "CONTRAST_EGRESS_PROXY_CONFIG"},
 		{"admin-port", "CONTRAST_ADMIN_PORT"},
+		{"egress-policy", "CONTRAST_EGRESS_POLICY"},
 	} {
 		argument := flags.Lookup(source.flag).Value.String()
 		variable, _ := lookup(source.variable)
@@ -114,7 +118,7 @@ func meshConfig(flags *flag.FlagSet, lookup func(string) (string, bool)) (*confi
 			values = append(values, argument)
 		}
 	}
-	cfg, err := config.Parse(values[0], values[1], values[2])
+	cfg, err := config.Parse(values[0], values[1], values[2], values[3])
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,14 +22,15 @@ const help = `podvm-guard is the gate of a podVM: the nftables table "inet podvm
 
   podvm-guard close            let nothing in but answers to the guest's own connections; forget all older
                                connections; read back what the kernel has. Run it before the first container.
-  podvm-guard status [--json]  print the state, the ports that are let in, and what each rule counted
+  podvm-guard status [--json]  print the state, the ports that are let in, what may leave, and what was dropped since
+                               the last change of state
   podvm-guard verify           check that the live table is exactly one of ours: closed or mesh
 
 States: closed; mesh (TCP comes in through the mesh proxy only); open (there is no table); foreign (there is a table
-of this name with other rules).
+of this name with other rules). docs/guard.md explains them, and the fields of --json.
 
 Exit codes:
-  0  done; for verify: the guard stands
+  0  done; for status: whatever the state is; for verify: the guard stands
   1  failed: the rules did not load (the old state stays), a kernel ability is missing, no permission
   2  usage
   3  verify only: the table is missing, or is none of ours
@@ -90,23 +92,49 @@ func status(ctx context.Context, asJSON bool) error {
 			Drops uint64 `json:"drops"`
 		}{s, s.Drops()})
 	}
-	fmt.Println("state:", s.State)
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	line := func(name, value string) { fmt.Fprintf(w, "%s:\t%s\n", name, value) }
+	line("state", fmt.Sprintf("%s (%s)", s.State, meanings[s.State]))
 	if s.Difference != "" {
-		fmt.Println("difference:", s.Difference)
+		line("difference", s.Difference)
 	}
 	if s.State == guard.Mesh {
-		fmt.Println("ports:", s.Ports)
+		line("ports", s.Ports.String())
 	}
-	fmt.Println("drops:", s.Drops())
-	if len(s.Counters) == 0 {
-		return nil
+	if s.Acceptable() {
+		line("egress", s.Egress.String())
 	}
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprint(w, "\nCHAIN\tPACKETS\tBYTES\tRULE\n")
+	if len(s.Counters) > 0 {
+		line("drops", packets(s.Drops()))
+	}
+	if err := w.Flush(); err != nil || len(s.Counters) == 0 {
+		return err
+	}
+	numbers := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprint(numbers, "\nPACKETS\tBYTES\tCHAIN\t\n")
 	for _, c := range s.Counters {
-		fmt.Fprintf(w, "%s\t%d\t%d\t%s\n", c.Chain, c.Packets, c.Bytes, c.Rule)
+		verdict := "passed"
+		if c.Drop {
+			verdict = "dropped"
+		}
+		fmt.Fprintf(numbers, "%d\t%d\t%s\t  %s: %s\n", c.Packets, c.Bytes, c.Chain, verdict, cmp.Or(c.Meaning, c.Rule))
 	}
-	return w.Flush()
+	return numbers.Flush()
+}
+
+// meanings are the states in words.
+var meanings = map[guard.State]string{
+	guard.Closed:  "nothing comes in but answers",
+	guard.Mesh:    "TCP comes in through the mesh proxy, and the named ports",
+	guard.Opened:  "there is no guard: everything comes in",
+	guard.Foreign: "somebody changed the guard's table",
+}
+
+func packets(n uint64) string {
+	if n == 1 {
+		return "1 packet"
+	}
+	return fmt.Sprintf("%d packets", n)
 }
 
 func verify(ctx context.Context) error {

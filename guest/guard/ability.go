@@ -4,8 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
-	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,34 +38,51 @@ func needs(option string, err error) error {
 	return err
 }
 
-// An ability is a kernel option and the smallest table that does not load without it.
+// An ability is a kernel option, how the words begin that it is for, and the smallest rule that does not load without it.
 type ability struct {
-	option string
-	table  table
+	option, words string
+	hook          hook
+	rule          rules
 }
 
 // abilities are in the order in which they build on each other: the first that is missing explains the others.
 func abilities() []ability {
-	with := func(h hook, pieces ...piece) table {
-		return table{chains: []chain{baseChain("probe", h, policyAccept, rule(pieces...))}}
-	}
 	return []ability{
-		{"CONFIG_NF_TABLES_INET", with(atInput, accept())}, // depends on CONFIG_NF_TABLES
-		{"CONFIG_NFT_CT", with(atInput, ctState(established), accept())},
-		{"CONFIG_NFT_SOCKET", with(atInput, socketTransparent(), accept())},
-		{"CONFIG_NFT_TPROXY", with(atPrerouting, l4proto(tcp), tproxyTo(PortIngress), accept())},
+		{"CONFIG_NF_TABLES_INET", "accept", atInput, rule(accept())}, // depends on CONFIG_NF_TABLES
+		{"CONFIG_NFT_CT", "ct ", atInput, rule(ctState(established), accept())},
+		{"CONFIG_NFT_SOCKET", "socket ", atInput, rule(socketTransparent(), accept())},
+		{"CONFIG_NFT_TPROXY", "tproxy ", atPrerouting, rule(l4proto(tcp), tproxyTo(PortIngress), accept())},
+		// The egress lock.
+		{"CONFIG_NF_CONNTRACK_MARK", "ct mark ", atOutput, rule(ctMark(markInside), accept())},
+		{"CONFIG_SOCK_CGROUP_DATA", "socket cgroupv2 ", atOutput, rule(socketCgroup(agentCgroup, 1), accept())},
 	}
 }
 
-// explain finds out what a batch failed on, since the kernel says only an errno: each ability's table is made and
-// deleted again in one batch of its own, of which nothing ever exists. load does that; it is a parameter so that a test
-// can play a kernel that lacks something.
-func explain(failed error, load func(table) error) error {
+// uses says whether a rule of the table has a word that begins so.
+func (t table) uses(words string) bool {
+	for _, c := range t.chains {
+		for _, r := range c.rules {
+			if slices.ContainsFunc(r, func(p piece) bool { return strings.HasPrefix(p.text, words) }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// explain finds out what a table's batch failed on, since the kernel says only an errno: each ability that the table
+// needs is tried in a batch of its own, of which nothing ever exists. load does that; it is a parameter so that a test can
+// play a kernel that lacks something.
+func explain(failed error, of table, load func(table) error) error {
 	if errors.Is(failed, unix.EPERM) {
 		return fmt.Errorf("%w: changing the firewall takes CAP_NET_ADMIN in this network namespace", failed)
 	}
 	for _, a := range abilities() {
-		if missing, ok := errors.AsType[*MissingAbilityError](needs(a.option, load(a.table))); ok {
+		if !of.uses(a.words) {
+			continue
+		}
+		probe := table{chains: []chain{baseChain("probe", a.hook, policyAccept, a.rule)}}
+		if missing, ok := errors.AsType[*MissingAbilityError](needs(a.option, load(probe))); ok {
 			return missing
 		}
 	}
@@ -73,14 +91,19 @@ func explain(failed error, load func(table) error) error {
 
 // try makes a table of another name and deletes it again, in one batch.
 func try(ctx context.Context, t table) error {
-	b, err := newBatch(ctx)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s, err := openSocket()
 	if err != nil {
 		return err
 	}
-	probe := &nftables.Table{Name: tableName + "_probe", Family: nftables.TableFamilyINet}
-	if err := b.build(probe, t); err != nil {
+	defer s.close()
+	b := newBatch(tableName + "_probe")
+	b.addTable(unix.NLM_F_CREATE)
+	if err := b.add(t); err != nil {
 		return err
 	}
-	b.DelTable(probe)
-	return b.commit()
+	b.deleteTable()
+	return own.commit(s, b)
 }

@@ -3,20 +3,21 @@ package guard
 import (
 	"context"
 	"strings"
+	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
 // LoadBroken loads the closed table with one rule more, which the kernel refuses: it looks into a set that is not there.
 func LoadBroken(ctx context.Context) error {
-	t := closed()
+	t := closed(egress{free: true})
 	t.chains[0].rules = append(t.chains[0].rules, rule(tcpDport(in(set{name: "absent"})), accept())...)
 	return transact(ctx, t, create)
 }
 
 // ExplainWithout explains a failed batch on a pretended kernel that lacks an expression.
 func ExplainWithout(expression string) error {
-	return explain(unix.ENOENT, func(t table) error {
+	return explain(unix.ENOENT, mesh(Ports{}, egress{agent: 1}), func(t table) error {
 		for _, l := range t.listing().lines {
 			if strings.Contains(l.key, "[ "+expression+" ") {
 				return unix.ENOENT
@@ -27,10 +28,14 @@ func ExplainWithout(expression string) error {
 }
 
 // RuleTexts are the rules as status names them, by chain.
-func RuleTexts(p *Ports) map[string][]string {
-	t := closed()
+func RuleTexts(p *Ports, l *Lock) map[string][]string {
+	e := egress{free: true}
+	if l != nil {
+		e = l.egress()
+	}
+	t := closed(e)
 	if p != nil {
-		t = mesh(*p)
+		t = mesh(*p, e)
 	}
 	out := map[string][]string{}
 	for _, c := range t.chains {
@@ -39,4 +44,16 @@ func RuleTexts(p *Ports) map[string][]string {
 		}
 	}
 	return out
+}
+
+// WatchWithBuffer is Watch with a receive buffer of so many bytes.
+func WatchWithBuffer(ctx context.Context, buffer int, f func(Change)) error {
+	return watch(ctx, buffer, f)
+}
+
+// SetCgroupRoot shows this package another tree of cgroups until the test ends.
+func SetCgroupRoot(t *testing.T, root string) {
+	before := cgroupRoot
+	cgroupRoot = root
+	t.Cleanup(func() { cgroupRoot = before })
 }

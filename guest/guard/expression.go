@@ -49,7 +49,11 @@ var fields = map[string]map[uint16]field{
 		unix.NFTA_BITWISE_XOR:  {"xor", data},
 		6:                      {"op", number}, // NFTA_BITWISE_OP: 0 is mask and xor
 	},
-	"ct": {unix.NFTA_CT_DREG: {"dreg", number}, unix.NFTA_CT_KEY: {"key", number}},
+	"ct": {
+		unix.NFTA_CT_DREG: {"dreg", number},
+		unix.NFTA_CT_KEY:  {"key", number},
+		unix.NFTA_CT_SREG: {"sreg", number},
+	},
 	"lookup": {
 		unix.NFTA_LOOKUP_SET:    {"set", setName},
 		unix.NFTA_LOOKUP_SREG:   {"sreg", number},

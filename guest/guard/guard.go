@@ -34,6 +34,7 @@ const (
 	MarkIngress             = 0x51 // SO_MARK of the listener that asks for a client certificate
 	MarkDecrypted           = 0x52 // SO_MARK of Envoy's connections to the application
 	MarkIngressNoClientAuth = 0x53 // SO_MARK of the listener that does not
+	MarkEgress              = 0x54 // SO_MARK of what leaves the guest under the egress lock
 
 	PortIngress             uint16 = 15006
 	PortIngressNoClientAuth uint16 = 15007
@@ -55,8 +56,17 @@ func (noGuardError) Hint() string {
 // Arm closes the gate at boot: it makes the closed table, whatever was there before, forbids conntrack to take
 // connections it has not seen begin for established ones, and forgets the connections it knows, in this order, so that
 // none can slip in between. Run it before any interface has an address.
-func Arm(ctx context.Context) error {
-	if err := transact(ctx, closed(), create); err != nil {
+func Arm(ctx context.Context) error { return arm(ctx, egress{free: true}) }
+
+// Close lowers the gate again, after Raise. The guest's own connections go on. It returns ErrNoGuard without a table.
+func Close(ctx context.Context) error { return lower(ctx, egress{free: true}) }
+
+// Raise lets peers in through the mesh proxy, and to the ports named in p as they say. Call it when Envoy listens.
+// It returns ErrNoGuard without a table.
+func Raise(ctx context.Context, p Ports) error { return raise(ctx, p, egress{free: true}) }
+
+func arm(ctx context.Context, e egress) error {
+	if err := transact(ctx, closed(e), create); err != nil {
 		return fmt.Errorf("close the guard: %w", err)
 	}
 	if err := forbidMidstreamPickup(); err != nil {
@@ -68,21 +78,18 @@ func Arm(ctx context.Context) error {
 	return nil
 }
 
-// Close lowers the gate again, after Raise. The guest's own connections go on. It returns ErrNoGuard without a table.
-func Close(ctx context.Context) error {
-	if err := transact(ctx, closed(), replace); err != nil {
+func lower(ctx context.Context, e egress) error {
+	if err := transact(ctx, closed(e), replace); err != nil {
 		return fmt.Errorf("close the guard: %w", err)
 	}
 	return nil
 }
 
-// Raise lets peers in through the mesh proxy, and to the ports named in p as they say. Call it when Envoy listens.
-// It returns ErrNoGuard without a table.
-func Raise(ctx context.Context, p Ports) error {
+func raise(ctx context.Context, p Ports, e egress) error {
 	if err := p.check(); err != nil {
 		return fmt.Errorf("raise the guard: %w", err)
 	}
-	if err := transact(ctx, mesh(p), replace); err != nil {
+	if err := transact(ctx, mesh(p, e), replace); err != nil {
 		return fmt.Errorf("raise the guard: %w", err)
 	}
 	return nil
@@ -93,9 +100,9 @@ func Open(ctx context.Context) error {
 	if err := remove(ctx); errors.Is(err, unix.ENOENT) {
 		return ErrNoGuard
 	} else if err != nil {
-		return fmt.Errorf("open the guard: %w", explain(err, func(t table) error { return try(ctx, t) }))
+		return fmt.Errorf("open the guard: %w", explain(err, closed(egress{free: true}), func(t table) error { return try(ctx, t) }))
 	}
-	live, err := read(ctx)
+	live, _, err := read(ctx)
 	if err != nil {
 		return fmt.Errorf("open the guard: read back: %w", err)
 	}
@@ -106,15 +113,17 @@ func Open(ctx context.Context) error {
 }
 
 func transact(ctx context.Context, t table, how transition) error {
-	if err := t.apply(ctx, how); err != nil {
+	s, err := t.apply(ctx, how)
+	defer s.close()
+	if err != nil {
 		if how == replace && errors.Is(err, unix.ENOENT) {
-			if live, readErr := read(ctx); readErr == nil && live == nil {
+			if live, _, readErr := read(ctx); readErr == nil && live == nil {
 				return ErrNoGuard
 			}
 		}
-		return fmt.Errorf("load the rules: %w", explain(err, func(t table) error { return try(ctx, t) }))
+		return fmt.Errorf("load the rules: %w", explain(err, t, func(t table) error { return try(ctx, t) }))
 	}
-	live, err := read(ctx)
+	live, _, err := read(ctx)
 	if err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}

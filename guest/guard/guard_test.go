@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -34,6 +33,7 @@ var states = []struct {
 	golden string
 	state  guard.State
 	ports  guard.Ports
+	egress guard.Egress
 	enter  func(context.Context) error
 }{
 	{golden: "closed.nft", state: guard.Closed, enter: guard.Arm},
@@ -47,7 +47,21 @@ var states = []struct {
 			NoClientAuth: []uint16{8080, 65535},
 		},
 	},
+	{golden: "closed-locked.nft", state: guard.Closed, egress: locked, enter: guard.Lock{}.Arm},
+	{golden: "closed-locked.nft", state: guard.Closed, egress: locked, enter: inTurn(guard.Arm, guard.Lock{}.Close)},
+	{
+		golden: "closed-locked-dns.nft", state: guard.Closed, egress: guard.Egress{Locked: true, DNS: true},
+		enter: inTurn(guard.Lock{}.Arm, guard.Lock{DNS: true}.Close),
+	},
+	{golden: "mesh-locked.nft", state: guard.Mesh, egress: locked, enter: inTurn(guard.Arm, raiseLocked(guard.Lock{}, guard.Ports{}))},
+	{
+		golden: "mesh-locked-dns.nft", state: guard.Mesh, egress: guard.Egress{Locked: true, DNS: true},
+		enter: inTurn(guard.Arm, raiseLocked(guard.Lock{DNS: true}, guard.Ports{})),
+	},
+	{golden: "closed.nft", state: guard.Closed, enter: inTurn(guard.Arm, raiseLocked(guard.Lock{}, guard.Ports{}), guard.Close)},
 }
+
+var locked = guard.Egress{Locked: true}
 
 func TestKernelHoldsTheGoldenRuleset(t *testing.T) {
 	for i, s := range states {
@@ -55,43 +69,54 @@ func TestKernelHoldsTheGoldenRuleset(t *testing.T) {
 			h := netlab.NewHost(t, "guest")
 			do(t, h, s.enter)
 			golden(t, s.golden, nft(t, h, "-s", "list", "table", "inet", "podvm_guard"))
-			if got := inspect(t, h); got.State != s.state || !reflect.DeepEqual(got.Ports, s.ports) {
-				t.Errorf("Inspect: got state %q with ports %v, want %q with %v", got.State, got.Ports, s.state, s.ports)
+			if got := inspect(t, h); got.State != s.state || !got.Ports.Equal(s.ports) || got.Egress != s.egress {
+				t.Errorf("Inspect: got state %q with ports %v, egress %+v (%s), want %q with %v, %+v",
+					got.State, got.Ports, got.Egress, got.Difference, s.state, s.ports, s.egress)
 			}
 		})
 	}
 }
 
+var designPorts = guard.Ports{PlaintextTCP: []uint16{7890}, PlaintextUDP: []uint16{5353}, NoClientAuth: []uint16{8080, 65535}}
+
 // The design's own text, loaded by nft, must be what this package takes for its states: two compilers agree.
 func TestRulesetIsTheDesignsText(t *testing.T) {
 	for _, c := range []struct {
-		file  string
-		state guard.State
-		ports guard.Ports
+		file   string
+		state  guard.State
+		ports  guard.Ports
+		egress guard.Egress
 	}{
 		{file: "design-closed.nft", state: guard.Closed},
-		{
-			file: "design-mesh.nft", state: guard.Mesh,
-			ports: guard.Ports{PlaintextTCP: []uint16{7890}, PlaintextUDP: []uint16{5353}, NoClientAuth: []uint16{8080, 65535}},
-		},
+		{file: "design-mesh.nft", state: guard.Mesh, ports: designPorts},
+		{file: "design-closed-locked.nft", state: guard.Closed, egress: locked},
+		{file: "design-mesh-locked-dns.nft", state: guard.Mesh, ports: designPorts, egress: guard.Egress{Locked: true, DNS: true}},
 	} {
 		t.Run(c.file, func(t *testing.T) {
 			h := netlab.NewHost(t, "guest")
 			nft(t, h, "-f", filepath.Join("testdata", c.file))
-			if got := inspect(t, h); got.State != c.state || !reflect.DeepEqual(got.Ports, c.ports) {
-				t.Errorf("got state %q with ports %v (difference: %s), want %q with %v", got.State, got.Ports, got.Difference, c.state, c.ports)
+			if got := inspect(t, h); got.State != c.state || !got.Ports.Equal(c.ports) || got.Egress != c.egress {
+				t.Errorf("got state %q with ports %v, egress %+v (difference: %s), want %q with %v, %+v",
+					got.State, got.Ports, got.Egress, got.Difference, c.state, c.ports, c.egress)
 			}
 		})
 	}
 }
 
 func TestStatusNamesRulesAsNftPrintsThem(t *testing.T) {
-	for _, ports := range []*guard.Ports{nil, {}} {
+	lock := &guard.Lock{DNS: true}
+	for _, c := range []struct {
+		ports *guard.Ports
+		lock  *guard.Lock
+		enter func(context.Context) error
+	}{
+		{nil, nil, guard.Arm},
+		{&guard.Ports{}, nil, inTurn(guard.Arm, raise(guard.Ports{}))},
+		{nil, lock, lock.Arm},
+		{&guard.Ports{}, lock, inTurn(guard.Arm, raiseLocked(*lock, guard.Ports{}))},
+	} {
 		h := netlab.NewHost(t, "guest")
-		do(t, h, guard.Arm)
-		if ports != nil {
-			do(t, h, raise(*ports))
-		}
+		do(t, h, c.enter)
 		printed := map[string][]string{}
 		chain := ""
 		for line := range strings.Lines(nft(t, h, "-s", "list", "table", "inet", "podvm_guard")) {
@@ -102,7 +127,7 @@ func TestStatusNamesRulesAsNftPrintsThem(t *testing.T) {
 				printed[chain] = append(printed[chain], line)
 			}
 		}
-		if diff := cmp.Diff(printed, guard.RuleTexts(ports)); diff != "" {
+		if diff := cmp.Diff(printed, guard.RuleTexts(c.ports, c.lock)); diff != "" {
 			t.Errorf("rule texts (-nft +ours):\n%s", diff)
 		}
 	}
@@ -175,6 +200,39 @@ func TestAnyOtherTableIsForeign(t *testing.T) {
 	}
 }
 
+// So is every change to the lock.
+func TestAnyOtherLockIsForeign(t *testing.T) {
+	const chain = "inet podvm_guard output"
+	for _, c := range []struct {
+		name   string
+		change func(t *testing.T, h *netlab.Host)
+	}{
+		{"policy", run("chain " + chain + " { policy accept; }")},
+		{"everything", run("insert rule " + chain + " accept")},
+		{"another mark", edit("socket mark 0x00000054 accept", "socket mark 0x00000051 accept")},
+		{"another port than DNS's", edit("socket mark 0x00000054 accept",
+			"socket mark 0x00000054 accept\n\t\tmeta l4proto { tcp, udp } th dport 54 accept")},
+		{"DNS in another place", run("insert rule " + chain + " meta l4proto { tcp, udp } th dport 53 accept")},
+		{"original direction", edit("ct direction reply ct state established accept", "ct state established accept")},
+		{"loopback not marked", edit("meta oiftype loopback ct mark set 0x00000055 accept", "meta oiftype loopback accept")},
+		{"marked loopback let out", deleteRule("output", "ct mark 0x00000055 counter packets 0 bytes 0 drop")},
+		{"decrypted let out", deleteRule("output", "socket mark 0x00000052 counter packets 0 bytes 0 drop")},
+		{"picked up mid-stream", deleteRule("output", "ct state invalid,new counter packets 0 bytes 0 drop")},
+		{"one more ICMPv6 type", edit("{ mld-listener-report,", "{ echo-request, mld-listener-report,")},
+		{"user id for the mark", edit("socket mark 0x00000054 accept", "meta skuid 1337 accept")},
+		{"the packet's mark for the socket's", edit("socket mark 0x00000054 accept", "meta mark 0x00000054 accept")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := netlab.NewHost(t, "guest")
+			do(t, h, guard.Lock{}.Arm)
+			c.change(t, h)
+			if got := inspect(t, h); got.State != guard.Foreign || got.Difference == "" || got.Egress.Locked {
+				t.Errorf("got state %q (%s) with egress %v, want foreign", got.State, got.Difference, got.Egress)
+			}
+		})
+	}
+}
+
 func TestFailedBatchLeavesTheOldState(t *testing.T) {
 	h := netlab.NewHost(t, "guest")
 	err := h.Do(func() error { return guard.LoadBroken(t.Context()) })
@@ -200,6 +258,7 @@ func TestFailedBatchLeavesTheOldState(t *testing.T) {
 func TestMissingKernelAbilityIsNamed(t *testing.T) {
 	for expression, option := range map[string]string{
 		"tproxy": "CONFIG_NFT_TPROXY", "socket": "CONFIG_NFT_SOCKET", "ct": "CONFIG_NFT_CT", "immediate": "CONFIG_NF_TABLES_INET",
+		"ct dreg=1 key=3": "CONFIG_NF_CONNTRACK_MARK", "socket key=3": "CONFIG_SOCK_CGROUP_DATA",
 	} {
 		err := guard.ExplainWithout(expression)
 		if missing, ok := errors.AsType[*guard.MissingAbilityError](err); !ok || missing.Option != option {
@@ -297,6 +356,33 @@ func TestThousandsOfPorts(t *testing.T) {
 	}
 }
 
+func TestZeroLockHasNoExceptions(t *testing.T) {
+	h := netlab.NewHost(t, "guest")
+	do(t, h, guard.Lock{}.Arm)
+	if got := inspect(t, h).Egress; !got.Locked || got.DNS || got.Agent {
+		t.Errorf("the zero lock is %+v", got)
+	}
+}
+
+func TestPortsAreEqualByContent(t *testing.T) {
+	p := guard.Ports{PlaintextTCP: []uint16{2, 1, 1}, NoClientAuth: []uint16{7}}
+	for _, c := range []struct {
+		q    guard.Ports
+		want bool
+	}{
+		{guard.Ports{PlaintextTCP: []uint16{1, 2}, NoClientAuth: []uint16{7}}, true},
+		{guard.Ports{PlaintextTCP: []uint16{1}, NoClientAuth: []uint16{7}}, false},
+		{guard.Ports{PlaintextTCP: []uint16{1, 2, 3}, NoClientAuth: []uint16{7}}, false},
+		{guard.Ports{PlaintextUDP: []uint16{1, 2}, NoClientAuth: []uint16{7}}, false},
+		{guard.Ports{PlaintextTCP: []uint16{1, 2, 7}}, false},
+		{guard.Ports{}, false},
+	} {
+		if got := p.Equal(c.q); got != c.want || c.q.Equal(p) != got {
+			t.Errorf("%v equal to %v: %t, want %t", p, c.q, got, c.want)
+		}
+	}
+}
+
 func TestCancelledContextChangesNothing(t *testing.T) {
 	h := netlab.NewHost(t, "guest")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -317,6 +403,10 @@ func TestZeroStatusIsNotAcceptable(t *testing.T) {
 
 func raise(p guard.Ports) func(context.Context) error {
 	return func(ctx context.Context) error { return guard.Raise(ctx, p) }
+}
+
+func raiseLocked(l guard.Lock, p guard.Ports) func(context.Context) error {
+	return func(ctx context.Context) error { return l.Raise(ctx, p) }
 }
 
 func inTurn(steps ...func(context.Context) error) func(context.Context) error {

@@ -2,15 +2,15 @@ package guard
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -25,71 +25,105 @@ const (
 )
 
 // apply replaces the whole table in one netlink transaction: the kernel commits all of it or, with an error, nothing.
-func (t table) apply(ctx context.Context, how transition) error {
-	b, err := newBatch(ctx)
+// The caller closes the socket, later: the kernel destroys the old rules after a grace period, and whoever closes a
+// netfilter socket waits for that.
+func (t table) apply(ctx context.Context, how transition) (*socket, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s, err := openSocket()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	own := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 	if how == create {
-		b.AddTable(own) // so that deleting it cannot fail
+		// At boot there is no table, and so nothing to wait for.
+		b := newBatch(tableName)
+		b.addTable(unix.NLM_F_CREATE | unix.NLM_F_EXCL)
+		if err := b.add(t); err != nil {
+			return s, err
+		}
+		if err := own.commit(s, b); !errors.Is(err, unix.EEXIST) {
+			return s, err
+		}
 	}
-	b.DelTable(own)
-	if err := b.build(own, t); err != nil {
-		return err
+	b := newBatch(tableName)
+	if how == create {
+		b.addTable(unix.NLM_F_CREATE) // so that deleting it cannot fail
 	}
-	return b.commit()
+	b.deleteTable()
+	b.addTable(unix.NLM_F_CREATE)
+	if err := b.add(t); err != nil {
+		return s, err
+	}
+	return s, own.commit(s, b)
 }
 
 // remove deletes the table and touches nothing else.
 func remove(ctx context.Context) error {
-	b, err := newBatch(ctx)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s, err := openSocket()
 	if err != nil {
 		return err
 	}
-	b.DelTable(&nftables.Table{Name: tableName, Family: nftables.TableFamilyINet})
-	return b.commit()
+	defer s.close()
+	b := newBatch(tableName)
+	b.deleteTable()
+	return own.commit(s, b)
 }
 
+// A batch is what the kernel commits as a whole: changes to one table.
 type batch struct {
-	*nftables.Conn
-	sets uint32
+	message
+	table string
+	sets  uint32
 }
 
-func newBatch(ctx context.Context) (*batch, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
-		// A batch is one datagram, and its acknowledgements wait in the receive buffer: 5,000 ports must fit.
-		return errors.Join(c.SetWriteBuffer(8<<20), c.SetReadBuffer(8<<20), setDeadline(ctx, c))
-	}))
-	return &batch{Conn: conn}, err
+func newBatch(table string) *batch {
+	b := &batch{table: table}
+	b.bracket(unix.NFNL_MSG_BATCH_BEGIN)
+	return b
 }
 
-func setDeadline(ctx context.Context, c *netlink.Conn) error {
-	if d, ok := ctx.Deadline(); ok {
-		return c.SetDeadline(d)
-	}
-	return nil
+// closed adds the batch's last message, and asks for an acknowledgement of the one before.
+func (b *batch) closed() message {
+	flags := b.raw[b.last+6:]
+	binary.NativeEndian.PutUint16(flags, binary.NativeEndian.Uint16(flags)|unix.NLM_F_ACK)
+	b.bracket(unix.NFNL_MSG_BATCH_END)
+	return b.message
 }
 
-func (b *batch) build(own *nftables.Table, t table) error {
-	b.AddTable(own)
+// bracket's messages name the subsystem where others have zero.
+func (b *batch) bracket(kind uint16) {
+	b.begin(kind, unix.AF_UNSPEC, 0)
+	binary.BigEndian.PutUint16(b.raw[len(b.raw)-2:], unix.NFNL_SUBSYS_NFTABLES)
+}
+
+func (b *batch) change(kind, flags uint16) {
+	b.begin(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NFPROTO_INET, flags)
+}
+
+func (b *batch) addTable(flags uint16) {
+	b.change(unix.NFT_MSG_NEWTABLE, flags)
+	b.putString(unix.NFTA_TABLE_NAME, b.table)
+	b.putNumber(unix.NFTA_TABLE_FLAGS, 0)
+}
+
+func (b *batch) deleteTable() {
+	b.change(unix.NFT_MSG_DELTABLE, 0)
+	b.putString(unix.NFTA_TABLE_NAME, b.table)
+}
+
+// add fills the table.
+func (b *batch) add(t table) error {
 	for _, s := range t.sets {
-		if err := b.addPortSet(own, s); err != nil {
-			return fmt.Errorf("set %s: %w", s.name, err)
-		}
+		b.addPortSet(s)
 	}
 	for _, c := range t.chains {
-		added := b.AddChain(&nftables.Chain{
-			Name: c.name, Table: own, Type: nftables.ChainTypeFilter,
-			Hooknum:  nftables.ChainHookRef(nftables.ChainHook(c.hook.number)),
-			Priority: nftables.ChainPriorityRef(nftables.ChainPriority(c.hook.priority)),
-			Policy:   new(nftables.ChainPolicy(c.policy)),
-		})
+		b.addChain(c)
 		for _, r := range c.rules {
-			if err := b.addRule(own, added, r); err != nil {
+			if err := b.addRule(c, r); err != nil {
 				return fmt.Errorf("chain %s, rule %q: %w", c.name, r, err)
 			}
 		}
@@ -97,69 +131,99 @@ func (b *batch) build(own *nftables.Table, t table) error {
 	return nil
 }
 
-// setID numbers the sets of the batch; the library's own counter is shared by all goroutines without a lock.
-func (b *batch) setID() uint32 {
+// addSet makes an empty set and returns the number by which this batch's other messages know it.
+func (b *batch) addSet(name string, kind nftables.SetDatatype, flags uint32) (id uint32) {
 	b.sets++
+	b.change(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE)
+	b.putString(unix.NFTA_SET_TABLE, b.table)
+	b.putString(unix.NFTA_SET_NAME, name)
+	b.putNumber(unix.NFTA_SET_FLAGS, flags)
+	b.putNumber(unix.NFTA_SET_KEY_TYPE, kind.GetNFTMagic())
+	b.putNumber(unix.NFTA_SET_KEY_LEN, kind.Bytes)
+	b.putNumber(unix.NFTA_SET_ID, b.sets)
 	return b.sets
 }
 
-func (b *batch) addPortSet(own *nftables.Table, s set) error {
-	added := &nftables.Set{Table: own, ID: b.setID(), Name: s.name, KeyType: s.kind, Interval: true}
-	if err := b.AddSet(added, nil); err != nil {
-		return err
-	}
-	// An attribute holds 64 KiB and an interval takes some 44 bytes.
-	const perMessage = 1000
-	var elements []nftables.SetElement
-	for i, r := range s.ranges {
-		elements = append(elements, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(r.first)})
-		if r.last != 65535 { // an interval without an end goes on to the last port
-			elements = append(elements, nftables.SetElement{Key: binaryutil.BigEndian.PutUint16(r.last + 1), IntervalEnd: true})
+func (b *batch) addElements(name string, id uint32, elements []element) {
+	b.change(unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE)
+	b.putString(unix.NFTA_SET_ELEM_LIST_TABLE, b.table)
+	b.putString(unix.NFTA_SET_ELEM_LIST_SET, name)
+	b.putNumber(unix.NFTA_SET_ELEM_LIST_SET_ID, id)
+	b.nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
+		for _, e := range elements {
+			b.nest(unix.NFTA_LIST_ELEM, func() {
+				b.nest(unix.NFTA_SET_ELEM_KEY, func() { b.put(unix.NFTA_DATA_VALUE, e.key) })
+				if e.flags != 0 {
+					b.putNumber(unix.NFTA_SET_ELEM_FLAGS, e.flags)
+				}
+			})
 		}
-		if (i+1)%perMessage == 0 || i == len(s.ranges)-1 {
-			if err := b.SetAddElements(added, elements); err != nil {
-				return err
-			}
-			elements = nil
-		}
-	}
-	return nil
+	})
 }
 
-func (b *batch) addRule(own *nftables.Table, c *nftables.Chain, r statement) error {
-	out := &nftables.Rule{Table: own, Chain: c}
+func (b *batch) addPortSet(s set) {
+	id := b.addSet(s.name, s.kind, unix.NFT_SET_INTERVAL)
+	// An attribute holds 64 KiB, and an interval takes 40 bytes.
+	for ranges := range slices.Chunk(s.ranges, 1000) {
+		var elements []element
+		for _, r := range ranges {
+			elements = append(elements, element{key: binary.BigEndian.AppendUint16(nil, r.first)})
+			if r.last != 65535 { // an interval without an end goes on to the last port
+				end := binary.BigEndian.AppendUint16(nil, r.last+1)
+				elements = append(elements, element{key: end, flags: unix.NFT_SET_ELEM_INTERVAL_END})
+			}
+		}
+		b.addElements(s.name, id, elements)
+	}
+}
+
+func (b *batch) addChain(c chain) {
+	b.change(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE)
+	b.putString(unix.NFTA_CHAIN_TABLE, b.table)
+	b.putString(unix.NFTA_CHAIN_NAME, c.name)
+	b.nest(unix.NFTA_CHAIN_HOOK, func() {
+		b.putNumber(unix.NFTA_HOOK_HOOKNUM, c.hook.number)
+		b.putNumber(unix.NFTA_HOOK_PRIORITY, uint32(c.hook.priority))
+	})
+	b.putNumber(unix.NFTA_CHAIN_POLICY, uint32(c.policy))
+	b.putString(unix.NFTA_CHAIN_TYPE, "filter")
+}
+
+func (b *batch) addRule(c chain, r statement) error {
+	var exprs [][]byte
 	for _, p := range r {
-		anonymous := &nftables.Set{Table: own, Anonymous: true, Constant: true, Name: "__set%d"} // the kernel numbers it
+		const anonymous = "__set%d" // the kernel numbers it
+		var id uint32
 		if p.anonymous != nil {
-			anonymous.ID, anonymous.KeyType = b.setID(), p.anonymous.kind
-			elements := make([]nftables.SetElement, len(p.anonymous.members))
-			for i, key := range p.anonymous.members {
-				elements[i].Key = key
+			id = b.addSet(anonymous, p.anonymous.kind, unix.NFT_SET_ANONYMOUS|unix.NFT_SET_CONSTANT)
+			var elements []element
+			for _, key := range p.anonymous.members {
+				elements = append(elements, element{key: key})
 			}
-			if err := b.AddSet(anonymous, elements); err != nil {
-				return err
-			}
+			b.addElements(anonymous, id, elements)
 		}
 		for _, e := range p.exprs {
 			if l, ok := e.(*expr.Lookup); ok && p.anonymous != nil {
 				bound := *l
-				bound.SetName, bound.SetID = anonymous.Name, anonymous.ID
+				bound.SetName, bound.SetID = anonymous, id
 				e = &bound
 			}
-			out.Exprs = append(out.Exprs, e)
+			raw, err := expr.Marshal(unix.NFPROTO_INET, e)
+			if err != nil {
+				return err
+			}
+			exprs = append(exprs, raw)
 		}
 	}
-	b.AddRule(out)
+	b.change(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND)
+	b.putString(unix.NFTA_RULE_TABLE, b.table)
+	b.putString(unix.NFTA_RULE_CHAIN, c.name)
+	b.nest(unix.NFTA_RULE_EXPRESSIONS, func() {
+		for _, raw := range exprs {
+			b.put(unix.NLA_F_NESTED|unix.NFTA_LIST_ELEM, raw)
+		}
+	})
 	return nil
-}
-
-// commit sends the batch. The library joins one error per message of it; the first says what there is to say, a bare errno.
-func (b *batch) commit() error {
-	err := b.Flush()
-	if errno, ok := errors.AsType[unix.Errno](err); ok {
-		return errno
-	}
-	return err
 }
 
 // tcpLoose decides whether conntrack takes a connection it has not seen from its SYN on for an established one.
@@ -182,38 +246,19 @@ func forbidMidstreamPickup() error {
 
 // flushConntrack forgets every connection, so that none from before the table counts as the guest's own.
 func flushConntrack(ctx context.Context) error {
-	c, err := dial(ctx)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	s, err := openSocket()
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer s.close()
 	const ctDelete = 2 // IPCTNL_MSG_CT_DELETE, linux/netfilter/nfnetlink_conntrack.h; without a filter: all
-	_, err = c.Execute(netlink.Message{
-		Header: netlink.Header{
-			Type:  unix.NFNL_SUBSYS_CTNETLINK<<8 | ctDelete,
-			Flags: netlink.Request | netlink.Acknowledge,
-		},
-		Data: nfgenmsg(unix.AF_UNSPEC),
-	})
-	if err != nil {
+	var m message
+	m.begin(unix.NFNL_SUBSYS_CTNETLINK<<8|ctDelete, unix.AF_UNSPEC, unix.NLM_F_ACK)
+	if err := s.ask(m, func([]byte) error { return nil }); err != nil {
 		return fmt.Errorf("flush conntrack: %w", needs("CONFIG_NF_CT_NETLINK", err))
 	}
 	return nil
 }
-
-func dial(ctx context.Context) (*netlink.Conn, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return nil, fmt.Errorf("open a netfilter netlink socket: %w", needs("CONFIG_NETFILTER_NETLINK", err))
-	}
-	if err := errors.Join(c.SetReadBuffer(8<<20), setDeadline(ctx, c)); err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	return c, nil
-}
-
-// nfgenmsg is the header of every nfnetlink message: family, version 0, resource 0 (linux/netfilter/nfnetlink.h).
-func nfgenmsg(family byte) []byte { return []byte{family, unix.NFNETLINK_V0, 0, 0} }

@@ -38,7 +38,8 @@ type (
 	piece     struct {
 		text      string
 		exprs     []expr.Any
-		anonymous *set // what the piece's only lookup looks into, when the set has no name
+		anonymous *set   // what the piece's only lookup looks into, when the set has no name
+		meaning   string // of a counter: what it counts, for people
 	}
 
 	hook struct {
@@ -93,11 +94,15 @@ const (
 	udp    protocol = unix.IPPROTO_UDP
 	icmpv6 protocol = unix.IPPROTO_ICMPV6
 
-	// RFC 2710 section 3, RFC 4861 section 4.
-	mldListenerQuery  icmpv6Type = 130
-	ndRouterAdvert    icmpv6Type = 134
-	ndNeighborSolicit icmpv6Type = 135
-	ndNeighborAdvert  icmpv6Type = 136
+	// RFC 2710 section 3, RFC 4861 section 4, RFC 3810 section 5.2.
+	mldListenerQuery   icmpv6Type = 130
+	mldListenerReport  icmpv6Type = 131
+	mldListenerDone    icmpv6Type = 132
+	ndRouterSolicit    icmpv6Type = 133
+	ndRouterAdvert     icmpv6Type = 134
+	ndNeighborSolicit  icmpv6Type = 135
+	ndNeighborAdvert   icmpv6Type = 136
+	mld2ListenerReport icmpv6Type = 143
 
 	// RFC 9293 section 3.1.
 	flagFIN tcpFlags = 0x01
@@ -109,7 +114,9 @@ const (
 
 	established = ctBits(expr.CtStateBitESTABLISHED)
 	related     = ctBits(expr.CtStateBitRELATED)
-	fresh       = ctBits(expr.CtStateBitNEW)
+	// unseen is a packet of no connection that conntrack saw from its beginning on. With nf_conntrack_tcp_loose=0 a
+	// segment from the middle of one is invalid; with the kernel's default it is new.
+	unseen = ctBits(expr.CtStateBitINVALID | expr.CtStateBitNEW)
 )
 
 func (p protocol) String() string {
@@ -118,8 +125,10 @@ func (p protocol) String() string {
 
 func (t icmpv6Type) String() string {
 	return map[icmpv6Type]string{
-		mldListenerQuery: "mld-listener-query", ndRouterAdvert: "nd-router-advert",
+		mldListenerQuery: "mld-listener-query", mldListenerReport: "mld-listener-report",
+		mldListenerDone: "mld-listener-done", ndRouterSolicit: "nd-router-solicit", ndRouterAdvert: "nd-router-advert",
 		ndNeighborSolicit: "nd-neighbor-solicit", ndNeighborAdvert: "nd-neighbor-advert",
+		mld2ListenerReport: "mld2-listener-report",
 	}[t]
 }
 
@@ -137,7 +146,7 @@ func (f tcpFlags) String() string {
 }
 
 func (b ctBits) String() string {
-	return map[ctBits]string{established: "established", related: "related", fresh: "new"}[b]
+	return map[ctBits]string{established: "established", related: "related", unseen: "invalid,new"}[b]
 }
 
 func accept() piece {
@@ -147,7 +156,11 @@ func accept() piece {
 func drop() piece {
 	return piece{text: "drop", exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}}
 }
-func counter() piece { return piece{text: "counter", exprs: []expr.Any{&expr.Counter{}}} }
+
+// counter counts what matched so far, which meaning says in words.
+func counter(meaning string) piece {
+	return piece{text: "counter", exprs: []expr.Any{&expr.Counter{}}, meaning: meaning}
+}
 
 func iifLoopback() piece {
 	return piece{text: "meta iiftype loopback", exprs: equal(meta(expr.MetaKeyIIFTYPE), native16(unix.ARPHRD_LOOPBACK))}
@@ -219,6 +232,18 @@ func ctState(b ctBits) piece {
 	}
 }
 
+func ctMark(mark uint32) piece {
+	load := &expr.Ct{Key: expr.CtKeyMARK, Register: 1}
+	return piece{text: fmt.Sprintf("ct mark 0x%08x", mark), exprs: equal(load, native32(mark))}
+}
+
+func setCtMark(mark uint32) piece {
+	return piece{text: fmt.Sprintf("ct mark set 0x%08x", mark), exprs: []expr.Any{
+		&expr.Immediate{Register: 1, Data: native32(mark)},
+		&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
+	}}
+}
+
 // socketTransparent: a socket of this guest will get the packet, and it has IP_TRANSPARENT, which takes CAP_NET_ADMIN
 // or CAP_NET_RAW. A tproxy listener has it, and what it accepts inherits it.
 func socketTransparent() piece {
@@ -229,6 +254,16 @@ func socketTransparent() piece {
 func socketMark(mark uint32) piece {
 	load := &expr.Socket{Key: expr.SocketKeyMark, Register: 1}
 	return piece{text: fmt.Sprintf("socket mark 0x%08x", mark), exprs: equal(load, native32(mark))}
+}
+
+// socketCgroup matches packets of sockets that were made in a cgroup, or below it. The kernel knows a cgroup by its number.
+func socketCgroup(path string, id uint64) piece {
+	level := 1 + strings.Count(path, "/")
+	load := &expr.Socket{Key: expr.SocketKeyCgroupv2, Level: uint32(level), Register: 1}
+	return piece{
+		text:  fmt.Sprintf("socket cgroupv2 level %d %q", level, path),
+		exprs: equal(load, binary.NativeEndian.AppendUint64(nil, id)),
+	}
 }
 
 func tproxyTo(port uint16) piece {
@@ -253,6 +288,11 @@ func oneOf(ports ...uint16) membership {
 
 func tcpDport(m membership) piece { return dport(tcp, m) }
 func udpDport(m membership) piece { return dport(udp, m) }
+
+// thDport matches the destination port of a protocol that has one, which the word before it says.
+func thDport(port uint16) piece {
+	return piece{text: fmt.Sprintf("th dport %d", port), exprs: equal(transport(2, 2), binaryutil.BigEndian.PutUint16(port))}
+}
 
 func dport(p protocol, m membership) piece {
 	words := []string{p.String(), "dport"}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -37,13 +38,22 @@ func (p Ports) check() error {
 	return errors.Join(faults...)
 }
 
+// Equal says whether both name the same ports.
+func (p Ports) Equal(q Ports) bool {
+	for i, l := range p.lists() {
+		if !slices.Equal(rangesOf(l.ports), rangesOf(q.lists()[i].ports)) {
+			return false
+		}
+	}
+	return true
+}
+
 // String names the ports for people.
 func (p Ports) String() string {
 	var parts []string
 	for _, l := range p.lists() {
 		if len(l.ports) > 0 {
-			ranges := strings.ReplaceAll(fmt.Sprint(rangesOf(l.ports)), " ", ", ")
-			parts = append(parts, l.name+" "+strings.Trim(ranges, "[]"))
+			parts = append(parts, l.name+" "+rangesText(rangesOf(l.ports)))
 		}
 	}
 	if parts == nil {
@@ -68,11 +78,19 @@ func (p Ports) lists() []portList {
 // A portRange includes both ends.
 type portRange struct{ first, last uint16 }
 
-func (r portRange) String() string {
-	if r.first == r.last {
-		return fmt.Sprint(r.first)
+// rangesText is for people, and for comparing.
+func rangesText(ranges []portRange) string {
+	var out []byte
+	for i, r := range ranges {
+		if i > 0 {
+			out = append(out, ", "...)
+		}
+		out = strconv.AppendUint(out, uint64(r.first), 10)
+		if r.last != r.first {
+			out = strconv.AppendUint(append(out, '-'), uint64(r.last), 10)
+		}
 	}
-	return fmt.Sprintf("%d-%d", r.first, r.last)
+	return string(out)
 }
 
 // rangesOf sorts, and joins neighbours, as the kernel refuses intervals that overlap.

@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/google/nftables/expr"
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,6 +31,7 @@ type line struct {
 	chain   string   // of a rule
 	key     string   // what is compared
 	text    string   // of a rule that one of ours has: as nft writes it
+	meaning string   // of a rule that one of ours has, and that counts
 	drop    bool     // of a rule that ends in drop
 	counter *traffic // of a rule that counts
 }
@@ -89,20 +89,22 @@ func (t table) listing() *listing {
 	out := &listing{lines: []line{tableLine(0)}, portSets: map[string][]portRange{}}
 	for _, s := range t.sets {
 		out.lines = append(out.lines,
-			setLine(s.name, unix.NFT_SET_INTERVAL, s.kind.GetNFTMagic(), s.kind.Bytes, fmt.Sprint(s.ranges)))
+			setLine(s.name, unix.NFT_SET_INTERVAL, s.kind.GetNFTMagic(), s.kind.Bytes, rangesText(s.ranges)))
 		out.portSets[s.name] = s.ranges
 	}
 	for _, c := range t.chains {
 		out.lines = append(out.lines, chainLine(c.name, "filter", c.hook.number, c.hook.priority, uint32(c.policy), 0))
 		for _, r := range c.rules {
 			var exprs []string
+			meaning := ""
 			for _, p := range r {
+				meaning += p.meaning
 				for _, e := range p.exprs {
 					exprs = append(exprs, wantedExpression(e, p.anonymous))
 				}
 			}
 			l := ruleLine(c.name, exprs)
-			l.text = r.String()
+			l.text, l.meaning = r.String(), meaning
 			out.lines = append(out.lines, l)
 		}
 	}
@@ -134,36 +136,37 @@ func elementsOf(keyType uint32, keys [][]byte) string {
 	return fmt.Sprintf("{type %d %x}", keyType, sorted)
 }
 
-// read returns the live table, or nil when there is none. The kernel answers in several messages between which another
-// process may change the rules; the generation, which every change increments, tells.
-func read(ctx context.Context) (*listing, error) {
-	c, err := dial(ctx)
+// read returns the live table, or nil when there is none, and its generation. The kernel answers in several messages
+// between which another process may change the rules; the generation, which every change increments, tells.
+func read(ctx context.Context) (*listing, uint32, error) {
+	s, err := openSocket()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	defer c.Close()
-	r := reader{c}
+	defer s.close()
+	r := reader{s}
 	for range 100 {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		before, err := r.generation()
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		l, tableErr := r.table()
 		after, err := r.generation()
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		if before == after {
-			return l, tableErr
+			return l, after, tableErr
 		}
 	}
-	return nil, errors.New("the rules changed a hundred times while they were read")
+	return nil, 0, errors.New("the rules changed a hundred times while they were read")
 }
 
-type reader struct{ *netlink.Conn }
+// A reader asks nftables over a socket.
+type reader struct{ *socket }
 
 func (r reader) generation() (uint32, error) {
 	var gen uint32
@@ -179,8 +182,7 @@ func (r reader) generation() (uint32, error) {
 
 func (r reader) table() (*listing, error) {
 	out := &listing{portSets: map[string][]portRange{}}
-	name := netlink.Attribute{Type: unix.NFTA_TABLE_NAME, Data: []byte(tableName + "\x00")}
-	err := r.inet(unix.NFT_MSG_GETTABLE, 0, []netlink.Attribute{name}, func(a attributes) error {
+	err := r.inet(unix.NFT_MSG_GETTABLE, 0, []name{{unix.NFTA_TABLE_NAME, tableName}}, func(a attributes) error {
 		out.lines = append(out.lines, tableLine(a.u32(unix.NFTA_TABLE_FLAGS)))
 		return nil
 	})
@@ -197,7 +199,7 @@ func (r reader) table() (*listing, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = r.inet(unix.NFT_MSG_GETCHAIN, netlink.Dump, nil, func(a attributes) error {
+	err = r.inet(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, nil, func(a attributes) error {
 		if a.str(unix.NFTA_CHAIN_TABLE) != tableName {
 			return nil
 		}
@@ -225,8 +227,7 @@ func (r reader) sets(out *listing) (func(name string) string, error) {
 		flags, keyType, keyLen uint32
 	}
 	var headers []header
-	table := netlink.Attribute{Type: unix.NFTA_SET_TABLE, Data: []byte(tableName + "\x00")}
-	err := r.inet(unix.NFT_MSG_GETSET, netlink.Dump, []netlink.Attribute{table}, func(a attributes) error {
+	err := r.inet(unix.NFT_MSG_GETSET, unix.NLM_F_DUMP, []name{{unix.NFTA_SET_TABLE, tableName}}, func(a attributes) error {
 		headers = append(headers, header{
 			a.str(unix.NFTA_SET_NAME), a.u32(unix.NFTA_SET_FLAGS),
 			a.u32(unix.NFTA_SET_KEY_TYPE), a.u32(unix.NFTA_SET_KEY_LEN),
@@ -245,7 +246,7 @@ func (r reader) sets(out *listing) (func(name string) string, error) {
 		switch h.flags {
 		case unix.NFT_SET_INTERVAL:
 			ranges, err := intervals(elements)
-			members := fmt.Sprint(ranges)
+			members := rangesText(ranges)
 			if err != nil {
 				members = err.Error()
 			}
@@ -281,21 +282,28 @@ type element struct {
 
 func (r reader) elements(set string) ([]element, error) {
 	var out []element
-	err := r.inet(unix.NFT_MSG_GETSETELEM, netlink.Dump, []netlink.Attribute{
-		{Type: unix.NFTA_SET_ELEM_LIST_TABLE, Data: []byte(tableName + "\x00")},
-		{Type: unix.NFTA_SET_ELEM_LIST_SET, Data: []byte(set + "\x00")},
+	err := r.inet(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, []name{
+		{unix.NFTA_SET_ELEM_LIST_TABLE, tableName},
+		{unix.NFTA_SET_ELEM_LIST_SET, set},
 	}, func(a attributes) error {
 		return eachAttribute(a[unix.NFTA_SET_ELEM_LIST_ELEMENTS], func(_ uint16, raw []byte) error {
-			e, err := decodeAttributes(raw)
-			if err != nil {
-				return err
-			}
-			key, err := decodeAttributes(e[unix.NFTA_SET_ELEM_KEY])
-			if err != nil {
-				return err
-			}
-			out = append(out, element{key[unix.NFTA_DATA_VALUE], e.u32(unix.NFTA_SET_ELEM_FLAGS)})
-			return nil
+			var e element
+			err := eachAttribute(raw, func(t uint16, b []byte) error {
+				switch t {
+				case unix.NFTA_SET_ELEM_KEY:
+					return eachAttribute(b, func(t uint16, b []byte) error {
+						if t == unix.NFTA_DATA_VALUE {
+							e.key = bytes.Clone(b)
+						}
+						return nil
+					})
+				case unix.NFTA_SET_ELEM_FLAGS:
+					e.flags = u32(b)
+				}
+				return nil
+			})
+			out = append(out, e)
+			return err
 		})
 	})
 	return out, err
@@ -344,9 +352,7 @@ func intervals(elements []element) ([]portRange, error) {
 
 func (r reader) rules(lookupName func(string) string) (map[string][]line, error) {
 	out := map[string][]line{}
-	err := r.inet(unix.NFT_MSG_GETRULE, netlink.Dump, []netlink.Attribute{
-		{Type: unix.NFTA_RULE_TABLE, Data: []byte(tableName + "\x00")},
-	}, func(a attributes) error {
+	err := r.inet(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, []name{{unix.NFTA_RULE_TABLE, tableName}}, func(a attributes) error {
 		var exprs []string
 		var count *traffic
 		err := eachAttribute(a[unix.NFTA_RULE_EXPRESSIONS], func(_ uint16, raw []byte) error {
@@ -368,76 +374,29 @@ func (r reader) rules(lookupName func(string) string) (map[string][]line, error)
 }
 
 // inet is get for messages of the table's family.
-func (r reader) inet(kind uint16, flags netlink.HeaderFlags, query []netlink.Attribute, each func(attributes) error) error {
+func (r reader) inet(kind uint16, flags uint16, query []name, each func(attributes) error) error {
 	return r.get(kind, unix.NFPROTO_INET, flags, query, each)
 }
 
 func (r reader) get(
-	kind uint16, family byte, flags netlink.HeaderFlags, query []netlink.Attribute, each func(attributes) error,
+	kind uint16, family byte, flags uint16, query []name, each func(attributes) error,
 ) error {
-	raw, err := netlink.MarshalAttributes(query)
-	if err != nil {
-		return err
+	var m message
+	m.begin(unix.NFNL_SUBSYS_NFTABLES<<8|kind, family, flags)
+	for _, q := range query {
+		m.put(q.name, []byte(q.value+"\x00"))
 	}
-	answers, err := r.Execute(netlink.Message{
-		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | kind), Flags: netlink.Request | flags},
-		Data:   append(nfgenmsg(family), raw...),
-	})
-	if err != nil {
-		return err
-	}
-	for _, m := range answers {
-		if len(m.Data) < 4 {
-			return fmt.Errorf("nftables answered with a message of %d bytes", len(m.Data))
-		}
-		a, err := decodeAttributes(m.Data[4:])
+	return r.ask(m, func(data []byte) error {
+		a, err := decodeAttributes(data)
 		if err != nil {
 			return err
 		}
-		if err := each(a); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// attributes are a message's or a nest's, by type. nftables sends numbers in network order.
-type attributes map[uint16][]byte
-
-func (a attributes) str(t uint16) string { return string(bytes.TrimRight(a[t], "\x00")) }
-
-func (a attributes) u32(t uint16) uint32 {
-	if len(a[t]) != 4 {
-		return 0
-	}
-	return binary.BigEndian.Uint32(a[t])
-}
-
-func (a attributes) u64(t uint16) uint64 {
-	if len(a[t]) != 8 {
-		return 0
-	}
-	return binary.BigEndian.Uint64(a[t])
-}
-
-func decodeAttributes(raw []byte) (attributes, error) {
-	out := attributes{}
-	err := eachAttribute(raw, func(t uint16, b []byte) error {
-		out[t] = b
-		return nil
+		return each(a)
 	})
-	return out, err
 }
 
-func eachAttribute(raw []byte, each func(t uint16, b []byte) error) error {
-	d, err := netlink.NewAttributeDecoder(raw)
-	if err != nil {
-		return err
-	}
-	for d.Next() {
-		if err := each(d.Type(), d.Bytes()); err != nil {
-			return err
-		}
-	}
-	return d.Err()
+// A name is an attribute that says which table or set is meant.
+type name struct {
+	name  uint16
+	value string
 }

@@ -5,24 +5,26 @@ import "slices"
 // The rulesets, in the order and the words of nft; nft.go makes the kernel's expressions of them.
 // They are normative: a rule here that reads weaker than it could be is a hole, so each carries its reason.
 
+const (
+	notAdmitted = "from outside, not admitted"
+	decrypted   = "decrypted, on its way out"
+)
+
 // closed admits what the guest itself started, and nothing else.
-func closed() table {
+func closed(e egress) table {
 	return table{chains: []chain{
 		baseChain("input", atInput, policyDrop,
 			answers(),
-			rule(counter(), drop()),
+			rule(counter(notAdmitted), drop()),
 		),
 		forward(),
-		baseChain("output", atOutput, policyAccept,
-			rule(oifLoopback(), accept()),
-			noPickup(),
-		),
+		output(e),
 	}}
 }
 
 // mesh sends every TCP connection that a peer opens to the mesh proxy's listeners, and admits to the guest's sockets
 // only what these listeners received and what the configuration names as plaintext.
-func mesh(p Ports) table {
+func mesh(p Ports, e egress) table {
 	var (
 		plaintextTCP = portSet("plaintext_tcp", p.PlaintextTCP)
 		plaintextUDP = portSet("plaintext_udp", p.PlaintextUDP)
@@ -35,17 +37,17 @@ func mesh(p Ports) table {
 			baseChain("intercept", atPrerouting, policyAccept,
 				rule(iifLoopback(), accept()),
 				// Whatever route_localnet says, no peer speaks to a service on 127/8.
-				rule(ipDaddr127(), counter(), drop()),
+				rule(ipDaddr127(), counter("from outside to 127.0.0.0/8"), drop()),
 				// The input chain decides.
 				rule(l4protoNot(tcp), accept()),
 				rule(tcpDport(in(plaintextTCP)), accept()),
 				// Dialled directly, a listener would not know which port the peer meant.
-				rule(tcpDport(oneOf(PortIngress, PortIngressNoClientAuth)), counter(), drop()),
+				rule(tcpDport(oneOf(PortIngress, PortIngressNoClientAuth)), counter("to a listener of the proxy itself"), drop()),
 				// Answers to the guest's own connections.
 				rule(tcpFlagsNot(flagSYN, flagSYN|flagACK), ctDirection(reply), ctState(established), accept()),
-				rule(tcpDport(in(noClientAuth)), tproxyTo(PortIngressNoClientAuth), counter(), accept()),
-				rule(l4proto(tcp), tproxyTo(PortIngress), counter(), accept()),
-				rule(counter(), drop()),
+				rule(tcpDport(in(noClientAuth)), tproxyTo(PortIngressNoClientAuth), counter("to the proxy, without a client certificate"), accept()),
+				rule(l4proto(tcp), tproxyTo(PortIngress), counter("to the proxy, for mutual TLS"), accept()),
+				rule(counter("TCP, while no proxy listens"), drop()),
 			),
 			baseChain("input", atInput, policyDrop,
 				answers(),
@@ -56,17 +58,61 @@ func mesh(p Ports) table {
 				rule(tcpDport(notIn(noClientAuth)), socketTransparent(), socketMark(MarkIngress), accept()),
 				// Request and time-wait sockets carry no mark.
 				rule(l4proto(tcp), socketTransparent(), ctState(established), accept()),
-				rule(counter(), drop()),
+				rule(counter(notAdmitted), drop()),
 			),
 			forward(),
-			baseChain("output", atOutput, policyAccept,
-				rule(oifLoopback(), accept()),
-				// Envoy's decrypted side never leaves the guest, even when the pod's address has moved away meanwhile.
-				rule(metaMark(MarkDecrypted), counter(), drop()),
-				noPickup(),
-			),
+			// Envoy's decrypted side never leaves the guest, even when the pod's address has moved away meanwhile.
+			output(e, rule(metaMark(MarkDecrypted), counter(decrypted), drop())),
 		},
 	}
+}
+
+// output is what leaves the guest: everything, or under the egress lock what Portcullis itself sends.
+func output(e egress, more ...rules) chain {
+	if !e.free {
+		return lockedOutput(e)
+	}
+	return baseChain("output", atOutput, policyAccept,
+		rule(oifLoopback(), accept()),
+		slices.Concat(more...),
+		noPickup(),
+	)
+}
+
+// lockedOutput names everything that may leave, because nobody can name what may not: where a workload's plaintext goes
+// is decided by names, routes and addresses, and all of these are the host's.
+func lockedOutput(e egress) chain {
+	return baseChain("output", atOutput, policyDrop,
+		// What once went through loopback stays inside, either way: the address that it goes to may move to the wire.
+		rule(oifLoopback(), setCtMark(markInside), accept()),
+		rule(ctMark(markInside), counter("of loopback, on its way out"), drop()),
+		// By the socket's mark, here and below: a packet's may have been set by a foreign rule on the way.
+		rule(socketMark(MarkDecrypted), counter(decrypted), drop()),
+		noPickup(),
+		// Answers to what the input chain admitted. A connection of the guest's own, from before the lock, is no answer.
+		rule(ctDirection(reply), ctState(established), accept()),
+		// Envoy's connections to peers, and those of the Initializer to the Coordinator.
+		rule(socketMark(MarkEgress), accept()),
+		e.exceptions(),
+		// IPv6 finds neither neighbour nor router without these. Sockets without CAP_NET_RAW cannot send them.
+		rule(icmpv6TypeIn(
+			mldListenerReport, mldListenerDone, ndRouterSolicit, ndNeighborSolicit, ndNeighborAdvert, mld2ListenerReport,
+		), accept()),
+		rule(counter("kept in by the egress lock"), drop()),
+	)
+}
+
+// exceptions are the parts of the lock that a pod or an image may differ in.
+func (e egress) exceptions() rules {
+	var out rules
+	if e.agent != 0 {
+		// It pulls images in the guest, for containers that start after the lock.
+		out = append(out, rule(socketCgroup(agentCgroup, e.agent), accept())...)
+	}
+	if e.dns {
+		out = append(out, rule(l4protoIn(tcp, udp), thDport(portDNS), accept())...)
+	}
+	return out
 }
 
 // answers admits loopback, what belongs to the guest's own connections, and what IPv6 cannot live without.
@@ -86,12 +132,13 @@ func answers() rules {
 // forward: a guest is no router. Whatever is bridged or nested inside it is closed too.
 func forward() chain {
 	return baseChain("forward", atForward, policyDrop,
-		rule(counter(), drop()),
+		rule(counter("routed or bridged through the guest"), drop()),
 	)
 }
 
 // noPickup refuses to continue a connection that conntrack has not seen from its SYN on, so that nothing older than
 // the table, and nothing that a peer opened, turns into a connection of the guest by an answer to it.
 func noPickup() rules {
-	return rule(tcpFlagsNot(flagSYN, flagFIN|flagSYN|flagRST|flagACK), ctState(fresh), counter(), drop())
+	return rule(tcpFlagsNot(flagSYN, flagFIN|flagSYN|flagRST|flagACK), ctState(unseen),
+		counter("TCP whose beginning was not seen"), drop())
 }

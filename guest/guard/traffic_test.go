@@ -58,18 +58,22 @@ func TestOnlyNamedPortsAreReachable(t *testing.T) {
 	for _, a := range attempts {
 		serve(t, guest, a.network, a.port, "application")
 	}
+	ports := guard.Ports{PlaintextTCP: []uint16{7890}, PlaintextUDP: []uint16{5353}, NoClientAuth: []uint16{8443}}
 	for _, s := range []struct {
+		name  string
 		state guard.State
 		enter func(context.Context) error
 	}{
-		{guard.Opened, func(context.Context) error { return nil }},
-		{guard.Closed, guard.Arm},
-		{guard.Mesh, raise(guard.Ports{PlaintextTCP: []uint16{7890}, PlaintextUDP: []uint16{5353}, NoClientAuth: []uint16{8443}})},
-		{guard.Closed, guard.Close},
-		{guard.Opened, guard.Open},
+		{"no guard", guard.Opened, func(context.Context) error { return nil }},
+		{"armed", guard.Closed, guard.Arm},
+		{"mesh", guard.Mesh, raise(ports)},
+		{"closed", guard.Closed, guard.Close},
+		{"mesh, locked", guard.Mesh, raiseLocked(guard.Lock{}, ports)}, // answers get out
+		{"closed, locked", guard.Closed, guard.Lock{}.Close},
+		{"open", guard.Opened, guard.Open},
 	} {
 		do(t, guest, s.enter)
-		t.Run(string(s.state), func(t *testing.T) {
+		t.Run(s.name, func(t *testing.T) {
 			var all sync.WaitGroup
 			for _, a := range attempts {
 				for _, ip := range guest.Addresses() {
@@ -185,17 +189,22 @@ func TestMeshStateInterceptsForMarkedListenersOnly(t *testing.T) {
 	guest, peer := netlab.NewHost(t, "guest"), netlab.NewHost(t, "peer")
 	serve(t, guest, "tcp", 8080, "application")
 	serve(t, guest, "tcp", 8443, "application")
-	do(t, guest, inTurn(guard.Arm, raise(guard.Ports{NoClientAuth: []uint16{8443}})))
+	do(t, guest, guard.Arm)
+	ports := guard.Ports{NoClientAuth: []uint16{8443}}
+	unlocked, locked := raise(ports), raiseLocked(guard.Lock{}, ports)
 	for _, c := range []struct {
 		name                  string
+		enter                 func(context.Context) error
 		ingress, noClientAuth int // marks of the two listeners
 		want8080, want8443    string
 	}{
-		{"the proxy's marks", guard.MarkIngress, guard.MarkIngressNoClientAuth, "ingress", "noClientAuth"},
-		{"no marks", 0, 0, "", ""},
-		{"each with the other's mark", guard.MarkIngressNoClientAuth, guard.MarkIngress, "", ""},
+		{"the proxy's marks", unlocked, guard.MarkIngress, guard.MarkIngressNoClientAuth, "ingress", "noClientAuth"},
+		{"no marks", unlocked, 0, 0, "", ""},
+		{"each with the other's mark", unlocked, guard.MarkIngressNoClientAuth, guard.MarkIngress, "", ""},
+		{"the proxy's marks, locked", locked, guard.MarkIngress, guard.MarkIngressNoClientAuth, "ingress", "noClientAuth"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			do(t, guest, c.enter)
 			transparent(t, guest, guard.PortIngress, c.ingress, "ingress")
 			transparent(t, guest, guard.PortIngressNoClientAuth, c.noClientAuth, "noClientAuth")
 			var all sync.WaitGroup

@@ -61,6 +61,8 @@ type MeshConfig struct {
 	Ingress, Egress string
 	// AdminPort is empty when there is no admin listener.
 	AdminPort string
+	// EgressPolicy is empty when the pod may send what it likes.
+	EgressPolicy string
 }
 
 // Text returns the TOML text of c.
@@ -82,6 +84,7 @@ func (c PodConfig) Text() (string, error) {
 		line("ingress", c.Mesh.Ingress)
 		line("egress", c.Mesh.Egress)
 		line("admin-port", c.Mesh.AdminPort)
+		line("egress-policy", c.Mesh.EgressPolicy)
 	}
 	return b.String(), nil
 }
@@ -113,9 +116,10 @@ func ParsePodConfig(text string) (PodConfig, error) {
 		}
 		mesh := reader{path: "mesh.", table: table, faults: &faults}
 		c.Mesh = &MeshConfig{
-			Ingress:   mesh.take("ingress"),
-			Egress:    mesh.take("egress"),
-			AdminPort: mesh.take("admin-port"),
+			Ingress:      mesh.take("ingress"),
+			Egress:       mesh.take("egress"),
+			AdminPort:    mesh.take("admin-port"),
+			EgressPolicy: mesh.take("egress-policy"),
 		}
 		mesh.done()
 		delete(tables, "mesh")

@@ -5,6 +5,8 @@
 //	ingress   name#port[/udp]#disableTLS[#identities]
 //	egress    name#127.x.y.z:port#host:port[#identities]
 //
+// The egress policy is a word: open, closed or closed,dns.
+//
 // A misread entry is a hole in the gate: a port that its owner believes to be behind mutual TLS and that is not. So
 // nothing is guessed, trimmed or skipped but empty entries; every fault of all values is reported at once, with the entry
 // it is in and what would be right; and what is parsed is of types that deny by their zero value. A port that is not
@@ -30,6 +32,30 @@ type Config struct {
 	Egress  []Egress
 	// AdminPort is the TCP port of the read-only admin view; zero means none.
 	AdminPort Port
+	// EgressPolicy says what may leave the pod otherwise than through Egress.
+	EgressPolicy EgressPolicy
+}
+
+// EgressPolicy says what the pod itself may send. The zero value locks it in.
+type EgressPolicy uint8
+
+// The egress policies, as their value says them. An empty value is EgressOpen.
+const (
+	EgressClosed    EgressPolicy = iota // closed: nothing but the mesh's own
+	EgressClosedDNS                     // closed,dns: and port 53, for every process
+	EgressOpen                          // open: everything
+)
+
+var wordsEgress = map[string]EgressPolicy{"closed": EgressClosed, "closed,dns": EgressClosedDNS, "open": EgressOpen}
+
+// String is the value as it is written.
+func (e EgressPolicy) String() string {
+	for word, policy := range wordsEgress {
+		if policy == e {
+			return word
+		}
+	}
+	return fmt.Sprintf("EgressPolicy(%d)", uint8(e))
 }
 
 // Mode says what happens to the connections that peers open.
@@ -172,9 +198,10 @@ func (c *Config) AdminString() string {
 	return strconv.Itoa(int(c.AdminPort))
 }
 
-// String shows the three values, for a log.
+// String shows the values, for a log.
 func (c *Config) String() string {
-	return fmt.Sprintf("ingress %q egress %q admin port %q", c.IngressString(), c.EgressString(), c.AdminString())
+	return fmt.Sprintf("ingress %q egress %q admin port %q egress policy %q",
+		c.IngressString(), c.EgressString(), c.AdminString(), c.EgressPolicy)
 }
 
 // GuardPorts are the exceptions that the guard must know, sorted: ports that pass it in plaintext, and ports whose

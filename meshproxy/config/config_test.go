@@ -85,10 +85,11 @@ func TestParse(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := config.Parse(tt.ingress, tt.egress, tt.admin)
+			got, err := config.Parse(tt.ingress, tt.egress, tt.admin, "")
 			if err != nil {
 				t.Fatal(err)
 			}
+			tt.want.EgressPolicy = config.EgressOpen // what nothing said means
 			if diff := cmp.Diff(&tt.want, got, comparing); diff != "" {
 				t.Errorf("want (-), got (+):\n%s", diff)
 			}
@@ -180,7 +181,7 @@ func TestFaults(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			cfg, err := config.Parse(tt.ingress, tt.egress, tt.admin)
+			cfg, err := config.Parse(tt.ingress, tt.egress, tt.admin, "")
 			e, ok := errors.AsType[*config.Error](err)
 			if !ok {
 				t.Fatalf("parsed as %v, %v", cfg, err)
@@ -192,6 +193,37 @@ func TestFaults(t *testing.T) {
 				t.Errorf("exit code %d with %d faults, want 2 with %d", e.ExitCode(), len(e.Faults), len(tt.want))
 			}
 		})
+	}
+}
+
+func TestEgressPolicy(t *testing.T) {
+	for value, want := range map[string]config.EgressPolicy{
+		"": config.EgressOpen, "open": config.EgressOpen,
+		"closed": config.EgressClosed, "closed,dns": config.EgressClosedDNS,
+	} {
+		for _, ingress := range []string{"", "CLOSED", "web#8080#true"} {
+			if c, err := config.Parse(ingress, "", "", value); err != nil || c.EgressPolicy != want {
+				t.Errorf("egress policy %q with ingress %q: %v, %v, want %v", value, ingress, c, err, want)
+			}
+		}
+	}
+	const words = "want open, closed (nothing leaves but through the mesh) or closed,dns (and DNS)"
+	for _, c := range []struct{ value, ingress, want string }{
+		{"CLOSED", "", `egress policy "CLOSED": it is unknown: ` + words},
+		{"dns", "", `egress policy "dns": it is unknown: ` + words},
+		{"closed, dns", "", `egress policy "closed, dns": it is unknown: ` + words},
+		{"closed", "DISABLED", `egress policy "closed": ingress DISABLED takes the guard away, and the lock with it: ` +
+			`want another ingress value, or no egress policy`},
+	} {
+		if got, err := config.Parse(c.ingress, "", "", c.value); err == nil || err.Error() != c.want {
+			t.Errorf("egress policy %q with ingress %q: %v, %v, want the error %s", c.value, c.ingress, got, err, c.want)
+		}
+	}
+	if c, err := config.Parse("DISABLED", "", "", "open"); err != nil {
+		t.Errorf("DISABLED and open: %v, %v", c, err)
+	}
+	if zero := (config.Config{}).EgressPolicy; zero != config.EgressClosed {
+		t.Errorf("the zero configuration's egress policy is %v", zero)
 	}
 }
 
@@ -207,7 +239,7 @@ func TestZeroConfigLetsNothingIn(t *testing.T) {
 }
 
 func TestGuardPorts(t *testing.T) {
-	c, err := config.Parse("a#9#false##b#8#false##c#7#true##d#6#true##e#5/udp#true##f#4/udp#true##g#3#mtls", "", "")
+	c, err := config.Parse("a#9#false##b#8#false##c#7#true##d#6#true##e#5/udp#true##f#4/udp#true##g#3#mtls", "", "", "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ const (
 
 // Fault is one thing that is wrong with a value.
 type Fault struct {
-	Value string // which value: "ingress", "egress" or "admin port"
+	Value string // which value: "ingress", "egress", "admin port" or "egress policy"
 	Entry int    // which entry, counted from 1 without the empty ones; 0 when the value is no list
 	Text  string // the entry
 	Field string // which field of it, as in the grammar
@@ -58,8 +58,8 @@ func (e *Error) Error() string {
 // ExitCode says malformed input.
 func (*Error) ExitCode() int { return 2 }
 
-// Parse reads the three values. The error is an *Error with every fault that they have, alone and together.
-func Parse(ingress, egress, adminPort string) (*Config, error) {
+// Parse reads the values. The error is an *Error with every fault that they have, alone and together.
+func Parse(ingress, egress, adminPort, egressPolicy string) (*Config, error) {
 	p := parser{value: "ingress"}
 	c := &Config{}
 	c.Mode, c.Ingress = p.ingress(ingress)
@@ -68,6 +68,8 @@ func Parse(ingress, egress, adminPort string) (*Config, error) {
 	c.Egress, listeners = p.egress(egress)
 	p.value, p.entry, p.text = "admin port", 0, adminPort
 	c.AdminPort = p.admin(adminPort, listeners)
+	p.value, p.text = "egress policy", egressPolicy
+	c.EgressPolicy = p.policy(egressPolicy, c.Mode)
 	if len(p.faults) > 0 {
 		return nil, &Error{p.faults}
 	}
@@ -258,6 +260,20 @@ func (p *parser) admin(value string, egress firsts[netip.AddrPort]) Port {
 		p.fault("", "a port of its own", "egress entry %d listens on port %d too", first, port)
 	}
 	return port
+}
+
+func (p *parser) policy(value string, mode Mode) EgressPolicy {
+	if value == "" {
+		return EgressOpen
+	}
+	policy, known := wordsEgress[value]
+	switch {
+	case !known:
+		p.fault("", "open, closed (nothing leaves but through the mesh) or closed,dns (and DNS)", "it is unknown")
+	case policy != EgressOpen && mode == Disabled:
+		p.fault("", "another ingress value, or no egress policy", "ingress %s takes the guard away, and the lock with it", wordDisabled)
+	}
+	return policy
 }
 
 func (p *parser) name(field string, seen firsts[string]) string {

@@ -13,7 +13,7 @@ import (
 func TestWhatIsWrittenReadsTheSame(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		v := anyconfig.Config().Draw(t, "values")
-		c, err := config.Parse(v.Ingress, v.Egress, v.Admin)
+		c, err := config.Parse(v.Ingress, v.Egress, v.Admin, v.EgressPolicy)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -31,7 +31,7 @@ type fataler interface {
 
 func roundTrip(t fataler, c *config.Config) {
 	t.Helper()
-	again, err := config.Parse(c.IngressString(), c.EgressString(), c.AdminString())
+	again, err := config.Parse(c.IngressString(), c.EgressString(), c.AdminString(), c.EgressPolicy.String())
 	if err != nil {
 		t.Fatalf("%s does not parse: %v", c, err)
 	}
@@ -41,12 +41,12 @@ func roundTrip(t fataler, c *config.Config) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add("web#8080#false##metrics#7890#true##dns#53/udp#true", "billing#127.137.0.1:8081#billing-svc:8080", "9901")
-	f.Add("db#5432#mtls#api.shop.svc,spiffe://shop.example/api,10.0.0.7", "a#127.0.0.1:1#[fd00::7]:8080#any", "")
-	f.Add("DISABLED", "##", "0")
-	f.Add("CLOSED##", "a###b", "15006")
-	f.Fuzz(func(t *testing.T, ingress, egress, admin string) {
-		c, err := config.Parse(ingress, egress, admin)
+	f.Add("web#8080#false##metrics#7890#true##dns#53/udp#true", "billing#127.137.0.1:8081#billing-svc:8080", "9901", "closed")
+	f.Add("db#5432#mtls#api.shop.svc,spiffe://shop.example/api,10.0.0.7", "a#127.0.0.1:1#[fd00::7]:8080#any", "", "closed,dns")
+	f.Add("DISABLED", "##", "0", "open")
+	f.Add("CLOSED##", "a###b", "15006", ",")
+	f.Fuzz(func(t *testing.T, ingress, egress, admin, policy string) {
+		c, err := config.Parse(ingress, egress, admin, policy)
 		if (c == nil) != (err != nil) {
 			t.Fatalf("Parse returned %v and %v", c, err)
 		}

@@ -94,7 +94,7 @@ func Bootstrap(cfg *config.Config, o Options) (*bootstrapv3.Bootstrap, error) {
 		s.Listeners, s.Clusters = append(s.Listeners, listeners...), append(s.Clusters, clusters...)
 	}
 	for _, e := range cfg.Egress {
-		listener, cluster, err := egress(e, o.Dir)
+		listener, cluster, err := egress(e, cfg.EgressPolicy != config.EgressOpen, o.Dir)
 		if err != nil {
 			return nil, err
 		}

@@ -33,23 +33,25 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-var golden = []struct{ name, ingress, egress string }{
-	{"everything-mtls", "", ""},
-	{"closed-calls-out", "CLOSED", "billing#127.137.0.1:8081#billing-svc:8080"},
-	{"disabled", "DISABLED", "billing#127.137.0.1:8081#billing-svc:8080"},
+var golden = []struct{ name, ingress, egress, policy string }{
+	{"everything-mtls", "", "", ""},
+	{"closed-calls-out", "CLOSED", "billing#127.137.0.1:8081#billing-svc:8080", ""},
+	{"locked-calls-out", "CLOSED", "billing#127.137.0.1:8081#billing-svc:8080##cart#127.0.0.1:9000#[fd00::7]:8080#cart", "closed"},
+	{"disabled", "DISABLED", "billing#127.137.0.1:8081#billing-svc:8080", ""},
 	{
 		"shop",
 		"web#8080#false##metrics#7890#true##dns#53/udp#true##ssh#22#mtls" +
 			"##db#5432#mtls#api.shop.svc,spiffe://shop.example/api,10.0.0.7",
 		"billing#127.137.0.1:8081#billing-svc:8080##cart#127.137.0.2:8081#[fd00::7]:8080#cart.shop.svc,fd00::7" +
 			"##any#127.0.0.1:9000#10.0.0.9:9000#any",
+		"",
 	},
 }
 
 func TestGoldenBootstraps(t *testing.T) {
 	for _, tt := range golden {
 		t.Run(tt.name, func(t *testing.T) {
-			got := text(t, bootstrap(t, tt.ingress, tt.egress, "/run/portcullis/envoy"))
+			got := text(t, bootstrap(t, tt.ingress, tt.egress, tt.policy, "/run/portcullis/envoy"))
 			file := filepath.Join("testdata", tt.name+".json")
 			if *update {
 				if err := os.WriteFile(file, got, 0o644); err != nil {
@@ -69,14 +71,14 @@ func TestGoldenBootstraps(t *testing.T) {
 
 func TestEnvoyAcceptsTheGoldenBootstraps(t *testing.T) {
 	for _, tt := range golden {
-		t.Run(tt.name, func(t *testing.T) { validate(t, tt.ingress, tt.egress) })
+		t.Run(tt.name, func(t *testing.T) { validate(t, tt.ingress, tt.egress, tt.policy) })
 	}
 }
 
 // bootstrap parses and makes.
-func bootstrap(t *testing.T, ingress, egress string, dir envoy.Dir) *bootstrapv3.Bootstrap {
+func bootstrap(t *testing.T, ingress, egress, policy string, dir envoy.Dir) *bootstrapv3.Bootstrap {
 	t.Helper()
-	cfg, err := config.Parse(ingress, egress, "")
+	cfg, err := config.Parse(ingress, egress, "", policy)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,9 +105,9 @@ func text(t *testing.T, b *bootstrapv3.Bootstrap) []byte {
 }
 
 // validate shows the bootstrap for a configuration, with its secrets, to Envoy itself.
-func validate(t testing.TB, ingress, egress string) {
+func validate(t testing.TB, ingress, egress, policy string) {
 	t.Helper()
-	cfg, err := config.Parse(ingress, egress, "")
+	cfg, err := config.Parse(ingress, egress, "", policy)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +176,7 @@ func selfSigned(t testing.TB) (chain, key []byte) {
 func TestEnvoyAcceptsRandomConfigurations(t *testing.T) {
 	for i := range 20 {
 		v := anyconfig.Config().Example(i)
-		validate(t, v.Ingress, v.Egress)
+		validate(t, v.Ingress, v.Egress, v.EgressPolicy)
 	}
 }
 
@@ -216,7 +218,7 @@ func TestUnspokenConfigurationsAreRefused(t *testing.T) {
 }
 
 func TestEveryChainHasItsOwnTicketKeys(t *testing.T) {
-	cfg, err := config.Parse("a#1#false##b#2#false##c#3#mtls#api##d#4#mtls##e#5#true", "", "")
+	cfg, err := config.Parse("a#1#false##b#2#false##c#3#mtls#api##d#4#mtls##e#5#true", "", "", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +226,7 @@ func TestEveryChainHasItsOwnTicketKeys(t *testing.T) {
 	if got := envoy.TicketChains(cfg); !slices.Equal(got, want) {
 		t.Errorf("chains with ticket keys: %v, want %v", got, want)
 	}
-	b := string(text(t, bootstrap(t, "a#1#false##b#2#false##c#3#mtls#api##d#4#mtls##e#5#true", "", "/run")))
+	b := string(text(t, bootstrap(t, "a#1#false##b#2#false##c#3#mtls#api##d#4#mtls##e#5#true", "", "", "/run")))
 	for _, chain := range want {
 		if n := strings.Count(b, "/run/tickets/..data/"+chain+".json"); n != 1 {
 			t.Errorf("the ticket keys of %s are used by %d chains", chain, n)

@@ -49,6 +49,12 @@ func address(host string, port uint16) *corev3.Address {
 	}}}
 }
 
+func udpAddress(host string, port uint16) *corev3.Address {
+	a := address(host, port)
+	a.GetSocketAddress().Protocol = corev3.SocketAddress_UDP
+	return a
+}
+
 func pipe(path string, mode uint32) *corev3.Address {
 	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path, Mode: mode}}}
 }

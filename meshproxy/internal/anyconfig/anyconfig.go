@@ -8,8 +8,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Values are the three values of a configuration that config.Parse accepts.
-type Values struct{ Ingress, Egress, Admin string }
+// Values are the values of a configuration that config.Parse accepts.
+type Values struct{ Ingress, Egress, Admin, EgressPolicy string }
 
 var (
 	port     = rapid.IntRange(1, 65535).Filter(func(p int) bool { return p < 15000 || p > 15099 })
@@ -36,6 +36,9 @@ func Config() *rapid.Generator[Values] {
 		v.Egress = egress(t, taken)
 		if rapid.Bool().Draw(t, "with an admin port") {
 			v.Admin = fmt.Sprint(port.Filter(func(p int) bool { return !taken[p] }).Draw(t, "admin"))
+		}
+		if v.Ingress != "DISABLED" {
+			v.EgressPolicy = rapid.SampledFrom([]string{"", "open", "closed", "closed,dns"}).Draw(t, "egress policy")
 		}
 		return v
 	})

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+
+	"portcullis.dev/portcullis/tests/netlab"
+)
+
+func TestMain(m *testing.M) {
+	if role() {
+		return
+	}
+	netlab.Enter()
+	flag.Parse()
+	// Rows mostly wait for what must not come, so more of them run at a time than there are processors.
+	flag.Set("test.parallel", fmt.Sprint(sideBySide()))
+	code := m.Run()
+	os.RemoveAll(builtIn)
+	os.Exit(code)
+}
+
+var builtIn string
+
+// built are the real binaries, from this source.
+var built = sync.OnceValues(func() (Programs, error) {
+	var err error
+	if builtIn, err = os.MkdirTemp("", "matrix"); err != nil {
+		return Programs{}, err
+	}
+	build := exec.Command("go", "build", "-o", builtIn+"/",
+		"portcullis.dev/portcullis/cmd/podvm-guard", "portcullis.dev/portcullis/cmd/meshproxy")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return Programs{}, fmt.Errorf("%w: %s", err, out)
+	}
+	return findPrograms(builtIn)
+})
+
+func TestMatrix(t *testing.T) {
+	programs, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range table() {
+		t.Run(r.Name, func(t *testing.T) {
+			t.Parallel()
+			for _, f := range r.families() {
+				t.Run(string(f), func(t *testing.T) {
+					t.Parallel()
+					result := runRow(t.Context(), programs, r, f, nil)
+					for _, reason := range result.Reasons {
+						t.Log(reason)
+					}
+					switch result.Verdict {
+					case OK:
+					case Skipped:
+						t.Skip()
+					default:
+						t.Error(result.Verdict)
+					}
+				})
+			}
+		})
+	}
+}
+
+func TestRowsAreWellFormed(t *testing.T) {
+	for _, fault := range check(table()) {
+		t.Error(fault)
+	}
+}
+
+// The threat model and the table name the same rows.
+func TestThreatModelNamesEveryRow(t *testing.T) {
+	text, err := os.ReadFile("../../docs/threat-model.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 5 || strings.HasPrefix(cells[1], "---") || strings.TrimSpace(cells[3]) == "rows" {
+			continue
+		}
+		names := regexp.MustCompile("`([^`]*)`").FindAllStringSubmatch(cells[len(cells)-2], -1)
+		if len(names) == 0 {
+			t.Errorf("no row shows this: %s", strings.TrimSpace(line))
+		}
+		for _, n := range names {
+			named[n[1]] = true
+		}
+	}
+	for _, r := range table() {
+		if !named[r.Name] {
+			t.Errorf("docs/threat-model.md does not name row %s", r.Name)
+		}
+		delete(named, r.Name)
+	}
+	for name := range named {
+		t.Errorf("docs/threat-model.md names %q, which is no row", name)
+	}
+}
