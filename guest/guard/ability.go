@@ -50,10 +50,11 @@ func abilities() []ability {
 	return []ability{
 		{"CONFIG_NF_TABLES_INET", "accept", atInput, rule(accept())}, // depends on CONFIG_NF_TABLES
 		{"CONFIG_NFT_CT", "ct ", atInput, rule(ctState(established), accept())},
+		{"CONFIG_NFT_FIB_INET", "fib ", atInput, rule(fibSaddrLocal(), accept())}, // depends on the options for IPv4 and IPv6
+		{"CONFIG_NF_CONNTRACK_MARK", "ct mark ", atOutput, rule(ctMark(markInside), accept())},
 		{"CONFIG_NFT_SOCKET", "socket ", atInput, rule(socketTransparent(), accept())},
 		{"CONFIG_NFT_TPROXY", "tproxy ", atPrerouting, rule(l4proto(tcp), tproxyTo(PortIngress), accept())},
 		// The egress lock.
-		{"CONFIG_NF_CONNTRACK_MARK", "ct mark ", atOutput, rule(ctMark(markInside), accept())},
 		{"CONFIG_SOCK_CGROUP_DATA", "socket cgroupv2 ", atOutput, rule(socketCgroup(agentCgroup, 1), accept())},
 	}
 }

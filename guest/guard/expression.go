@@ -71,6 +71,11 @@ var fields = map[string]map[uint16]field{
 		expr.NFTA_SOCKET_DREG:  {"dreg", number},
 		expr.NFTA_SOCKET_LEVEL: {"level", number},
 	},
+	"fib": {
+		unix.NFTA_FIB_DREG:   {"dreg", number},
+		unix.NFTA_FIB_RESULT: {"result", number},
+		unix.NFTA_FIB_FLAGS:  {"flags", number},
+	},
 	"tproxy": {
 		expr.NFTA_TPROXY_FAMILY:   {"family", number},
 		expr.NFTA_TPROXY_REG_ADDR: {"addr-reg", number},

@@ -156,7 +156,7 @@ func TestAnyOtherTableIsForeign(t *testing.T) {
 		want   string // in Difference
 	}{
 		{"rule added at the end", run("add rule " + table + " input tcp dport 22 accept"), "[ payload "},
-		{"rule added at the start", run("insert rule " + table + " input accept"), `want in chain input the rule "meta iiftype loopback accept"`},
+		{"rule added at the start", run("insert rule " + table + " input accept"), `want in chain input the rule "meta iiftype loopback fib saddr type local accept"`},
 		{"rule added to a chain that accepts", run("insert rule " + table + " intercept accept"), "intercept"},
 		{"rule deleted", deleteRule("input", "drop"), "counter drop"},
 		{"tproxy's gate deleted", deleteRule("intercept", "drop"), `want in chain intercept the rule "counter drop"`},
@@ -166,7 +166,7 @@ func TestAnyOtherTableIsForeign(t *testing.T) {
 		{"socket transparent 0", edit("socket transparent 1 socket mark 0x00000053", "socket transparent 0 socket mark 0x00000053"), "0x00000053"},
 		{"another tproxy port", edit("tproxy to :15006", "tproxy to :15007"), "tproxy to :15006"},
 		{"tproxy for one family", edit("meta l4proto tcp tproxy to :15006", "meta l4proto tcp tproxy ip to :15006"), "tproxy to :15006"},
-		{"accept for drop", edit("priority filter; policy accept;\n\t\tmeta oiftype loopback accept\n\t\tmeta mark 0x00000052 counter drop", "priority filter; policy accept;\n\t\tmeta oiftype loopback accept\n\t\tmeta mark 0x00000052 counter accept"), "0x00000052"},
+		{"accept for drop", edit("priority filter; policy accept;\n\t\tmeta oiftype loopback ct mark set 0x00000055 accept\n\t\tct mark 0x00000055 counter drop\n\t\tmeta l4proto tcp fib saddr type != local counter drop\n\t\tsocket mark 0x00000052 counter drop", "priority filter; policy accept;\n\t\tmeta oiftype loopback ct mark set 0x00000055 accept\n\t\tct mark 0x00000055 counter drop\n\t\tmeta l4proto tcp fib saddr type != local counter drop\n\t\tsocket mark 0x00000052 counter accept"), "0x00000052"},
 		{"inverted set lookup", edit("tcp dport != @no_client_auth", "tcp dport @no_client_auth"), "!= @no_client_auth"},
 		{"another set", edit("udp dport @plaintext_udp", "udp dport @plaintext_tcp"), "@plaintext_udp"},
 		{"one more in an anonymous set", edit("{ icmp, ipv6-icmp }", "{ icmp, tcp, ipv6-icmp }"), "{ icmp, ipv6-icmp }"},
@@ -178,7 +178,7 @@ func TestAnyOtherTableIsForeign(t *testing.T) {
 		{"set added", run("add set " + table + " more { type inet_service; }"), "set more"},
 		{"every port, as an element", run("add element " + table + " plaintext_tcp { 15006 }"), "plaintext TCP port 15006"},
 		{"dormant table", run("add table " + table + " { flags dormant; }"), "table"},
-		{"no rules", run("flush table " + table), `want in chain intercept the rule "meta iiftype loopback accept"`},
+		{"no rules", run("flush table " + table), `want in chain intercept the rule "meta iiftype loopback fib saddr type local accept"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := netlab.NewHost(t, "guest")
@@ -258,7 +258,7 @@ func TestFailedBatchLeavesTheOldState(t *testing.T) {
 func TestMissingKernelAbilityIsNamed(t *testing.T) {
 	for expression, option := range map[string]string{
 		"tproxy": "CONFIG_NFT_TPROXY", "socket": "CONFIG_NFT_SOCKET", "ct": "CONFIG_NFT_CT", "immediate": "CONFIG_NF_TABLES_INET",
-		"ct dreg=1 key=3": "CONFIG_NF_CONNTRACK_MARK", "socket key=3": "CONFIG_SOCK_CGROUP_DATA",
+		"ct dreg=1 key=3": "CONFIG_NF_CONNTRACK_MARK", "socket key=3": "CONFIG_SOCK_CGROUP_DATA", "fib": "CONFIG_NFT_FIB_INET",
 	} {
 		err := guard.ExplainWithout(expression)
 		if missing, ok := errors.AsType[*guard.MissingAbilityError](err); !ok || missing.Option != option {

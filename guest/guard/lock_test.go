@@ -284,51 +284,57 @@ func TestLockCutsWhatWasOpen(t *testing.T) {
 	}
 }
 
-// Both ends of this connection are in the guest, and its packets are answers; then its address is the host's, and they
-// would go to the wire.
-func TestLockKeepsLoopbackInsideWhenTheAddressMoves(t *testing.T) {
+// Both ends of this connection are in the guest, and half of its packets are answers; then its address is the host's, and
+// they would go to the wire. The client is an application, or Envoy.
+func TestLoopbackStaysInsideWhenTheAddressMoves(t *testing.T) {
 	t.Parallel()
-	for _, locked := range []bool{false, true} {
-		w := listen(t, everywhere)
-		guest := netlab.NewHost(t, "guest")
-		do(t, guest, guard.Arm)
-		var l net.Listener
-		accepted := make(chan net.Conn, 1)
-		l, err := guest.Listen("tcp", netip.AddrPortFrom(guest.IPv6, 8080).String())
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		go func() {
-			if c, err := l.Accept(); err == nil {
-				accepted <- c
+	ports := guard.Ports{}
+	for _, c := range []struct {
+		name  string
+		enter func(context.Context) error
+		seen  bool
+	}{
+		{"no guard", func(context.Context) error { return nil }, true},
+		{"closed", guard.Arm, false},
+		{"mesh", inTurn(guard.Arm, raise(ports)), false},
+		{"mesh, locked", inTurn(guard.Arm, raiseLocked(guard.Lock{}, ports)), false},
+	} {
+		for _, mark := range []int{0, guard.MarkDecrypted} {
+			w := listen(t, everywhere)
+			guest := netlab.NewHost(t, "guest")
+			do(t, guest, c.enter)
+			l, err := guest.Listen("tcp", netip.AddrPortFrom(guest.IPv6, 8080).String())
+			if err != nil {
+				t.Fatal(err)
 			}
-		}()
-		if locked {
-			do(t, guest, raiseLocked(guard.Lock{}, guard.Ports{}))
-		}
-		awaitLocal(t, guest, guest.IPv6)
-		client := connect(t, guest, "tcp", netip.AddrPortFrom(guest.IPv6, 8080))
-		server := <-accepted
-		defer server.Close()
-		if out, err := guest.Command("ip", "address", "delete", guest.IPv6.String()+"/64", "dev", "eth0").CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		if out, err := guest.Command("ip", "address", "add", "fd00:137::ffff/64", "dev", "eth0", "nodad").CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		// Somebody has the address now: the guest's packets find a neighbour.
-		if out, err := guest.Command("ip", "neighbour", "replace", guest.IPv6.String(), "lladdr", "02:00:00:00:00:01",
-			"dev", "eth0").CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-		asked := fmt.Sprintf("[question, locked %t]", locked)
-		answered := fmt.Sprintf("[answer, locked %t]", locked)
-		fmt.Fprint(client, asked)
-		fmt.Fprint(server, answered)
-		for _, text := range []string{asked, answered} {
-			if got := w.saw(text, wait(!locked)); got == locked {
-				t.Errorf("%s was seen on the wire: %t", text, got)
+			defer l.Close()
+			accepted := make(chan net.Conn, 1)
+			go func() {
+				if c, err := l.Accept(); err == nil {
+					accepted <- c
+				}
+			}()
+			awaitLocal(t, guest, guest.IPv6)
+			client := dialMarked(t, guest, "tcp", netip.AddrPortFrom(guest.IPv6, 8080), mark)
+			server := <-accepted
+			defer server.Close()
+			for _, args := range [][]string{
+				{"address", "delete", guest.IPv6.String() + "/64", "dev", "eth0"},
+				{"address", "add", "fd00:137::ffff/64", "dev", "eth0", "nodad"},
+				// Somebody has the address now: the guest's packets find a neighbour.
+				{"neighbour", "replace", guest.IPv6.String(), "lladdr", "02:00:00:00:00:01", "dev", "eth0"},
+			} {
+				if out, err := guest.Command("ip", args...).CombinedOutput(); err != nil {
+					t.Fatalf("ip %v: %v: %s", args, err, out)
+				}
+			}
+			texts := []string{fmt.Sprintf("[%s, mark %#x, question]", c.name, mark), fmt.Sprintf("[%s, mark %#x, answer]", c.name, mark)}
+			fmt.Fprint(client, texts[0])
+			fmt.Fprint(server, texts[1])
+			for _, text := range texts {
+				if got := w.saw(text, wait(c.seen)); got != c.seen {
+					t.Errorf("%s was seen on the wire: %t, want %t", text, got, c.seen)
+				}
 			}
 		}
 	}

@@ -114,9 +114,8 @@ const (
 
 	established = ctBits(expr.CtStateBitESTABLISHED)
 	related     = ctBits(expr.CtStateBitRELATED)
-	// unseen is a packet of no connection that conntrack saw from its beginning on. With nf_conntrack_tcp_loose=0 a
-	// segment from the middle of one is invalid; with the kernel's default it is new.
-	unseen = ctBits(expr.CtStateBitINVALID | expr.CtStateBitNEW)
+	fresh       = ctBits(expr.CtStateBitNEW)
+	invalid     = ctBits(expr.CtStateBitINVALID)
 )
 
 func (p protocol) String() string {
@@ -146,7 +145,7 @@ func (f tcpFlags) String() string {
 }
 
 func (b ctBits) String() string {
-	return map[ctBits]string{established: "established", related: "related", unseen: "invalid,new"}[b]
+	return map[ctBits]string{established: "established", related: "related", fresh | invalid: "invalid,new"}[b]
 }
 
 func accept() piece {
@@ -166,12 +165,19 @@ func iifLoopback() piece {
 	return piece{text: "meta iiftype loopback", exprs: equal(meta(expr.MetaKeyIIFTYPE), native16(unix.ARPHRD_LOOPBACK))}
 }
 
-func oifLoopback() piece {
-	return piece{text: "meta oiftype loopback", exprs: equal(meta(expr.MetaKeyOIFTYPE), native16(unix.ARPHRD_LOOPBACK))}
+// fibSaddrLocal: the packet's source is one of the guest's own addresses.
+func fibSaddrLocal() piece {
+	return piece{text: "fib saddr type local", exprs: equal(fibSaddrType(), native32(unix.RTN_LOCAL))}
 }
 
-func metaMark(mark uint32) piece {
-	return piece{text: fmt.Sprintf("meta mark 0x%08x", mark), exprs: equal(meta(expr.MetaKeyMARK), native32(mark))}
+func fibSaddrNotLocal() piece {
+	return piece{text: "fib saddr type != local", exprs: differ(fibSaddrType(), native32(unix.RTN_LOCAL))}
+}
+
+func fibSaddrType() expr.Any { return &expr.Fib{Register: 1, ResultADDRTYPE: true, FlagSADDR: true} }
+
+func oifLoopback() piece {
+	return piece{text: "meta oiftype loopback", exprs: equal(meta(expr.MetaKeyOIFTYPE), native16(unix.ARPHRD_LOOPBACK))}
 }
 
 func l4proto(p protocol) piece {
@@ -254,6 +260,12 @@ func socketTransparent() piece {
 func socketMark(mark uint32) piece {
 	load := &expr.Socket{Key: expr.SocketKeyMark, Register: 1}
 	return piece{text: fmt.Sprintf("socket mark 0x%08x", mark), exprs: equal(load, native32(mark))}
+}
+
+// socketMarkNot does not match request and time-wait sockets, which have no mark to compare.
+func socketMarkNot(mark uint32) piece {
+	load := &expr.Socket{Key: expr.SocketKeyMark, Register: 1}
+	return piece{text: fmt.Sprintf("socket mark != 0x%08x", mark), exprs: differ(load, native32(mark))}
 }
 
 // socketCgroup matches packets of sockets that were made in a cgroup, or below it. The kernel knows a cgroup by its number.

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the kernel really has, decoded from raw netlink attributes: the library that writes the rules drops the
-// expressions `socket` and `tproxy` when it reads, and these are the gate.
+// What the kernel really has, decoded from raw netlink attributes: the library that encodes the expressions drops
+// `socket` and `tproxy` when it reads, and these are the gate.
 //
 // A table is compared as a list of lines. The wanted table becomes one through the same code as the live one, from the
 // very bytes that are sent, so what the two have in common needs no second description. Whatever this file does not

@@ -6,8 +6,9 @@ import "slices"
 // They are normative: a rule here that reads weaker than it could be is a hole, so each carries its reason.
 
 const (
-	notAdmitted = "from outside, not admitted"
-	decrypted   = "decrypted, on its way out"
+	notAdmitted    = "from outside, not admitted"
+	notTheListener = "to a socket that is not the proxy's for this port"
+	decrypted      = "decrypted, on its way out"
 )
 
 // closed admits what the guest itself started, and nothing else.
@@ -35,7 +36,7 @@ func mesh(p Ports, e egress) table {
 		chains: []chain{
 			// For TCP the gate is the end of this chain: nft's tproxy is not terminal while nothing listens.
 			baseChain("intercept", atPrerouting, policyAccept,
-				rule(iifLoopback(), accept()),
+				rule(iifLoopback(), fibSaddrLocal(), accept()),
 				// Whatever route_localnet says, no peer speaks to a service on 127/8.
 				rule(ipDaddr127(), counter("from outside to 127.0.0.0/8"), drop()),
 				// The input chain decides.
@@ -56,13 +57,17 @@ func mesh(p Ports, e egress) table {
 				// A transparent socket with the wrong mark is a squatter's, or the listener that asks no certificate.
 				rule(tcpDport(in(noClientAuth)), socketTransparent(), socketMark(MarkIngressNoClientAuth), accept()),
 				rule(tcpDport(notIn(noClientAuth)), socketTransparent(), socketMark(MarkIngress), accept()),
+				// The last ACK of a syncookie handshake looks established, and reaches whatever listens.
+				rule(tcpDport(in(noClientAuth)), socketMarkNot(MarkIngressNoClientAuth), counter(notTheListener), drop()),
+				rule(tcpDport(notIn(noClientAuth)), socketMarkNot(MarkIngress), counter(notTheListener), drop()),
 				// Request and time-wait sockets carry no mark.
 				rule(l4proto(tcp), socketTransparent(), ctState(established), accept()),
 				rule(counter(notAdmitted), drop()),
 			),
 			forward(),
-			// Envoy's decrypted side never leaves the guest, even when the pod's address has moved away meanwhile.
-			output(e, rule(metaMark(MarkDecrypted), counter(decrypted), drop())),
+			// Envoy's decrypted side never leaves the guest, even when the pod's address has moved away meanwhile. By the
+			// socket's mark: a packet's is changed by every CONNMARK or MARK rule on the way.
+			output(e, rule(socketMark(MarkDecrypted), counter(decrypted), drop())),
 		},
 	}
 }
@@ -73,7 +78,7 @@ func output(e egress, more ...rules) chain {
 		return lockedOutput(e)
 	}
 	return baseChain("output", atOutput, policyAccept,
-		rule(oifLoopback(), accept()),
+		inside(),
 		slices.Concat(more...),
 		noPickup(),
 	)
@@ -83,9 +88,7 @@ func output(e egress, more ...rules) chain {
 // is decided by names, routes and addresses, and all of these are the host's.
 func lockedOutput(e egress) chain {
 	return baseChain("output", atOutput, policyDrop,
-		// What once went through loopback stays inside, either way: the address that it goes to may move to the wire.
-		rule(oifLoopback(), setCtMark(markInside), accept()),
-		rule(ctMark(markInside), counter("of loopback, on its way out"), drop()),
+		inside(),
 		// By the socket's mark, here and below: a packet's may have been set by a foreign rule on the way.
 		rule(socketMark(MarkDecrypted), counter(decrypted), drop()),
 		noPickup(),
@@ -99,6 +102,17 @@ func lockedOutput(e egress) chain {
 			mldListenerReport, mldListenerDone, ndRouterSolicit, ndNeighborSolicit, ndNeighborAdvert, mld2ListenerReport,
 		), accept()),
 		rule(counter("kept in by the egress lock"), drop()),
+	)
+}
+
+// inside: what once went through loopback stays in the guest, either way. The address that it goes to may move to the wire,
+// and then an application's answers to Envoy would follow it.
+func inside() rules {
+	return slices.Concat(
+		rule(oifLoopback(), setCtMark(markInside), accept()),
+		rule(ctMark(markInside), counter("of loopback, on its way out"), drop()),
+		// A foreign rule may take that mark away; that the source is no more the guest's own, it cannot change.
+		rule(l4proto(tcp), fibSaddrNotLocal(), counter("from an address that has moved away"), drop()),
 	)
 }
 
@@ -119,7 +133,8 @@ func (e egress) exceptions() rules {
 // "ct state established" alone would admit a peer's connection too: every accepted one is established.
 func answers() rules {
 	return slices.Concat(
-		rule(iifLoopback(), accept()),
+		// With a source of the guest's own: a foreign rule may put a peer's packets on lo.
+		rule(iifLoopback(), fibSaddrLocal(), accept()),
 		// Never a bare SYN: that would be a simultaneous open, which makes a peer's connection look like an answer.
 		rule(tcpFlagsNot(flagSYN, flagSYN|flagACK), ctDirection(reply), ctState(established), accept()),
 		rule(l4protoNot(tcp), ctDirection(reply), ctState(established), accept()),
@@ -137,8 +152,9 @@ func forward() chain {
 }
 
 // noPickup refuses to continue a connection that conntrack has not seen from its SYN on, so that nothing older than
-// the table, and nothing that a peer opened, turns into a connection of the guest by an answer to it.
+// the table, and nothing that a peer opened, turns into a connection of the guest by an answer to it. Such a segment is
+// new, or invalid where conntrack is forbidden to pick connections up.
 func noPickup() rules {
-	return rule(tcpFlagsNot(flagSYN, flagFIN|flagSYN|flagRST|flagACK), ctState(unseen),
+	return rule(tcpFlagsNot(flagSYN, flagFIN|flagSYN|flagRST|flagACK), ctState(fresh|invalid),
 		counter("TCP whose beginning was not seen"), drop())
 }

@@ -113,7 +113,7 @@ func tcpRows() []Row {
 				c, err := dial(l.Pod.Host, "tcp", netip.AddrPortFrom(l.PodAddr(), portApp), patience)
 				l.must(err)
 				defer c.Close()
-				exchange := Attempt{"a connection inside the pod", func(l *Lab, wait Wait) string { return l.sends(c, wait) }}
+				exchange := Attempt{"a connection inside the pod", func(l *Lab, wait Wait) string { return l.reaches(c, l.App("tcp", portApp), wait) }}
 				l.Control(exchange)
 				l.Close()
 				l.Sysctl("netfilter/nf_conntrack_tcp_loose", "1")
@@ -162,6 +162,14 @@ func tcpRows() []Row {
 			Control:  "with that one rule deleted, the same Envoy's SYN is seen on the wire",
 			Weakness: decryptedLeaves,
 			Run:      movedAway,
+		},
+		{
+			Name: "address-of-loopback-moved-away",
+			MustNot: "an address between two ends of a connection inside the pod is moved to another host, and what the application " +
+				"answers follows it onto the wire",
+			Control:  "without the guard it does",
+			Weakness: insideLeaves,
+			Run:      movedInside,
 		},
 	}...)
 	for i := range rows {
@@ -313,19 +321,6 @@ func simultaneousOpen(l *Lab) {
 	l.Control(inMesh)
 }
 
-// sends sends something on a connection and wants the application's secret for it.
-func (l *Lab) sends(c net.Conn, wait Wait) string {
-	c.SetDeadline(time.Now().Add(wait))
-	text := fmt.Sprintf("text-%d", time.Now().UnixNano())
-	io.WriteString(c, text)
-	for deadline := time.Now().Add(wait); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		if l.App("tcp", portApp).Received(text) {
-			return "the text at the application"
-		}
-	}
-	return ""
-}
-
 func openedBefore(l *Lab, loose string) {
 	l.Open()
 	c, err := dial(l.Peer, "tcp", netip.AddrPortFrom(l.PodAddr(), portApp), patience)
@@ -338,7 +333,7 @@ func openedBefore(l *Lab, loose string) {
 		if _, ok := l.Wire.Await(mark, wait/2, func(p Packet) bool { return strings.Contains(string(p.Payload), app.Secret) }); ok {
 			return "the application's bytes"
 		}
-		return l.sends(c, wait/2)
+		return l.reaches(c, app, wait/2)
 	}}
 	l.Control(goesOn)
 	l.Close()

@@ -43,7 +43,7 @@ type Lab struct {
 	inner              *netlab.Host // behind a bridge in the pod, see forwarding
 	innerTCP, innerUDP *App
 
-	outsideTCP, outsideUDP *App // on the peer
+	outsideTCP, outsideUDP, outsideTLS *App // on the peer
 
 	mu         sync.Mutex
 	cleanups   []func()
@@ -261,8 +261,11 @@ func (l *Lab) Await(what string, f func() bool) {
 	}
 }
 
-func awaits(f func() bool) bool {
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+func awaits(f func() bool) bool { return within(patience, f) }
+
+// within repeats f until it is true, and says whether that was in time.
+func within(wait Wait, f func() bool) bool {
+	for deadline := time.Now().Add(wait); ; time.Sleep(5 * time.Millisecond) {
 		if f() {
 			return true
 		}

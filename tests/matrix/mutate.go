@@ -33,7 +33,7 @@ type Mutation struct {
 
 // A Step is one change of a table. mutant/guard.go.txt knows what the words mean.
 type Step struct {
-	State string // "closed", "mesh", or "" for both
+	State string // "closed", "mesh", each with or without "locked " before it; "" for all
 	Chain string // "" for all
 	Do    string // delete-number, delete, forget (a condition), accept (policy), accept-first, established-first, ...
 	Rule  int
@@ -56,6 +56,8 @@ const (
 	swallowsOthers      = "other tables are deleted, too"
 	carelessComparison  = "tables are compared carelessly"
 	policyAccepts       = "the policies accept"
+	insideLeaves        = "what began on loopback may leave"
+	lockOpen            = "the egress lock lets everything out"
 )
 
 func weaknesses() []Mutation {
@@ -70,12 +72,18 @@ func weaknesses() []Mutation {
 			{Chain: "input", Do: "forget", Text: "tcp flags"}, {Chain: "intercept", Do: "forget", Text: "tcp flags"},
 		}},
 		{Name: forwardOpen, Steps: []Step{{Chain: "forward", Do: "accept-first"}, {Chain: "intercept", Do: "accept-first"}}},
-		{Name: marksDoNotMatter, Steps: []Step{{Chain: "input", Do: "forget", Text: "socket mark"}}},
-		{Name: decryptedLeaves, Steps: []Step{{Chain: "output", Do: "delete", Text: "meta mark"}}},
+		{Name: marksDoNotMatter, Steps: []Step{
+			{Chain: "input", Do: "delete", Text: "socket mark !="}, {Chain: "input", Do: "forget", Text: "socket mark"},
+		}},
+		{Name: decryptedLeaves, Steps: []Step{{Chain: "output", Do: "delete", Text: "socket mark 0x00000052"}}},
 		{Name: pickedUp, Steps: []Step{{Chain: "output", Do: "delete", Text: "fin,syn,rst,ack"}}},
 		{Name: proxyDialled, Steps: []Step{{Chain: "intercept", Do: "delete", Text: "15006, 15007"}}},
 		{Name: noAnswers, Steps: []Step{{Chain: "input", Do: "delete", Text: "ct direction reply"}}},
 		{Name: noLoopback, Steps: []Step{{Do: "delete", Text: "iftype loopback"}}},
+		{Name: insideLeaves, Steps: []Step{
+			{Chain: "output", Do: "delete", Text: "ct mark 0x00000055 counter drop"}, {Chain: "output", Do: "delete", Text: "fib saddr type != local"},
+		}},
+		{Name: lockOpen, Steps: []Step{{State: "locked closed", Chain: "output", Do: "accept-first"}, {State: "locked mesh", Chain: "output", Do: "accept-first"}}},
 		{
 			Name:  policyAccepts,
 			Steps: []Step{{Chain: "input", Do: "accept"}, {Chain: "forward", Do: "accept"}},
@@ -96,25 +104,34 @@ func eachRule(programs Programs) ([]Mutation, error) {
 	}
 	defer l.close()
 	var out []Mutation
-	for _, state := range []guard.State{guard.Closed, guard.Mesh} {
-		if state == guard.Mesh {
-			if err := l.Pod.Do(func() error {
-				ctx, cancel := l.ctx()
-				defer cancel()
-				return guard.Raise(ctx, namedPorts)
-			}); err != nil {
-				return nil, err
-			}
+	for _, state := range []struct {
+		name  string
+		enter func(context.Context) error
+	}{
+		{"closed", guard.Arm},
+		{"mesh", func(ctx context.Context) error { return guard.Raise(ctx, namedPorts) }},
+		{"locked closed", guard.Lock{DNS: true}.Arm},
+		{"locked mesh", func(ctx context.Context) error { return guard.Lock{DNS: true}.Raise(ctx, namedPorts) }},
+	} {
+		if err := l.Pod.Do(func() error {
+			ctx, cancel := l.ctx()
+			defer cancel()
+			return state.enter(ctx)
+		}); err != nil {
+			return nil, err
 		}
 		t, err := l.table()
 		if err != nil || t == nil {
 			return nil, fmt.Errorf("read the guard's table: %w", err)
 		}
 		for _, c := range t.chains {
+			if strings.HasPrefix(state.name, "locked") && c.name != "output" {
+				continue // as without the lock
+			}
 			for i, rule := range c.rules {
 				m := Mutation{
-					Name:  fmt.Sprintf("%s, %s: without %s", state, c.name, rule),
-					Steps: []Step{{State: string(state), Chain: c.name, Do: "delete-number", Rule: i}},
+					Name:  fmt.Sprintf("%s, %s: without %s", state.name, c.name, rule),
+					Steps: []Step{{State: state.name, Chain: c.name, Do: "delete-number", Rule: i}},
 				}
 				if last := i == len(c.rules)-1; last && strings.HasSuffix(rule, "drop") && c.policy == "drop" {
 					m.Quiet = "the chain's policy drops, too"
@@ -125,14 +142,14 @@ func eachRule(programs Programs) ([]Mutation, error) {
 			}
 			if c.policy == "drop" {
 				out = append(out, Mutation{
-					Name:  fmt.Sprintf("%s, %s: policy accept", state, c.name),
-					Steps: []Step{{State: string(state), Chain: c.name, Do: "accept"}},
+					Name:  fmt.Sprintf("%s, %s: policy accept", state.name, c.name),
+					Steps: []Step{{State: state.name, Chain: c.name, Do: "accept"}},
 					Quiet: "the chain's last rule drops, too",
 				}, Mutation{
-					Name: fmt.Sprintf("%s, %s: policy accept, without the last rule", state, c.name),
+					Name: fmt.Sprintf("%s, %s: policy accept, without the last rule", state.name, c.name),
 					Steps: []Step{
-						{State: string(state), Chain: c.name, Do: "accept"},
-						{State: string(state), Chain: c.name, Do: "delete-number", Rule: len(c.rules) - 1},
+						{State: state.name, Chain: c.name, Do: "accept"},
+						{State: state.name, Chain: c.name, Do: "delete-number", Rule: len(c.rules) - 1},
 					},
 				})
 			}

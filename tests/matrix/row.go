@@ -70,6 +70,7 @@ func table() []Row {
 		tcpRows(),
 		guardRows(),
 		interfaceRows(),
+		lockRows(),
 		foreignRows(),
 		packetRows(),
 	)

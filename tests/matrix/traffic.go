@@ -80,6 +80,19 @@ func (a *App) Received(text string) bool {
 	return bytes.Contains(a.received.Bytes(), []byte(text))
 }
 
+// hangUp forgets all connections. They end when their other ends do.
+func (a *App) hangUp() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, c := range a.conns {
+		c.Close()
+	}
+	a.conns = nil
+}
+
+// newText is one that nothing has seen yet.
+func newText() string { return "text-" + rand.Text() }
+
 func (a *App) note(from net.Addr, data []byte) {
 	ap, _ := netip.ParseAddrPort(from.String())
 	a.mu.Lock()
@@ -119,8 +132,12 @@ func (l *Lab) ServeOn(h *netlab.Host, network, address string, port uint16) *App
 	return a
 }
 
+func newApp(network string, port uint16) *App {
+	return &App{Port: port, Secret: "secret-" + rand.Text(), network: network}
+}
+
 func serve(h *netlab.Host, network, address string, port uint16) (*App, error) {
-	a := &App{Port: port, Secret: "secret-" + rand.Text(), network: network}
+	a := newApp(network, port)
 	at := net.JoinHostPort(address, strconv.Itoa(int(port)))
 	if network == "udp" {
 		c, err := h.ListenPacket(network, at)
