@@ -33,11 +33,11 @@ test: test-packages envoy build lint ## all checks and tests
 	CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
 
 .PHONY: matrix
-matrix: test-packages envoy build ## the gate against hostile networks, hosts and rules, row by row; MUTATE=1 weakens the guard and wants each weakness noticed
+matrix: test-packages matrix-packages envoy build ## the gate against hostile networks, hosts and rules, row by row; MUTATE=1 weakens the guard and wants each weakness noticed
 	@bin/matrix $(if $(MUTATE),--mutate) $(MATRIXFLAGS)
 
 .PHONY: soak
-soak: test-packages envoy build ## what takes long: connections against a gate that changes its state for a minute
+soak: test-packages matrix-packages envoy build ## what takes long: connections against a gate that changes its state for a minute
 	@bin/matrix --run '^swap-storm' --storm 60s
 
 .PHONY: ci
@@ -79,11 +79,13 @@ bench: build ## benchmarks of the packages
 envoy: ## fetch the pinned Envoy into the cache
 	@tools/envoy.sh $(dir $(PORTCULLIS_ENVOY))
 
-.PHONY: demo-packages test-packages
+.PHONY: demo-packages test-packages matrix-packages
 demo-packages:
 	@tools/packages.sh nftables netbase iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
 test-packages: demo-packages
 	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd
+matrix-packages:
+	@tools/packages.sh iptables
 
 .PHONY: clean
 clean: ## remove what the build made; caches stay

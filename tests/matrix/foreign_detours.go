@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"net"
 
 	"portcullis.dev/portcullis/guest/guard"
 )
@@ -98,11 +97,7 @@ func tproxyOfLastACK(l *Lab) {
 	l.nft(`table inet acks { chain c {
 	type filter hook prerouting priority -140; meta iiftype != loopback tcp flags & syn == 0 meta mark set 0x53 tproxy to :15007;
 }; }`)
-	var silent net.Listener
-	l.must(l.Pod.Do(func() (err error) {
-		silent, err = listenMarked(fmt.Sprint(guard.PortIngress), true, guard.MarkIngress)
-		return err
-	}))
+	silent := l.standInSilently(guard.PortIngress, guard.MarkIngress)
 	stop := l.standIn(guard.PortIngressNoClientAuth, guard.MarkIngressNoClientAuth)
 	// Without cookies of its own in the last minute, a listener believes in none (tcp_synq_no_recent_overflow). A peer can see
 	// to that by itself.
@@ -115,7 +110,7 @@ func tproxyOfLastACK(l *Lab) {
 	l.Works(recently)
 	l.Blocked(strangers)
 	stop()
-	silent.Close()
+	silent()
 	l.StartReady()
 	l.Blocked(StrangersTLS(portApp))
 	l.KillProxy()

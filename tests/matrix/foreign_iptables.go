@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"strings"
 
 	"portcullis.dev/portcullis/guest/guard"
@@ -163,7 +164,7 @@ func iptablesRows() []Row {
 			Name: fmt.Sprintf("iptables-nat-to-proxy-%s", d),
 			MustNot: "REDIRECT and DNAT to 15007 in table nat lead a peer past the client certificate; ports that are led to the proxy's " +
 				"can be used to dial it",
-			Weakness: marksDoNotMatter,
+			Weakness: everythingComesIn,
 			Run: tproxyElsewhere(func(l *Lab) {
 				l.iptables(d, "*nat\n-A PREROUTING -i eth0 -p tcp --dport 8080 -j REDIRECT --to-ports 15007\nCOMMIT")
 			}),
@@ -215,18 +216,21 @@ func in(state string, attempts []Attempt) []Attempt {
 	return out
 }
 
-// tproxyElsewhere is for rules that lead connections to the listener that asks for no certificate. A stand-in with its mark
-// listens there; Envoy itself would refuse such a connection in the end, and hide what the guard does.
+// tproxyElsewhere is for rules that lead connections to the listener that asks for no certificate. Stand-ins with the marks of
+// Envoy's listeners are there, of which only that one speaks; Envoy itself would refuse such a connection in the end, and hide
+// what the guard does.
 func tproxyElsewhere(load func(*Lab)) func(*Lab) {
 	return func(l *Lab) {
 		l.Raise(namedPorts)
 		load(l)
+		silent := l.standInSilently(guard.PortIngress, guard.MarkIngress)
 		stop := l.standIn(guard.PortIngressNoClientAuth, guard.MarkIngressNoClientAuth)
 		attempts := append([]Attempt{strangers}, unnamed[:1]...)
 		l.Blocked(in("foreign rules last", attempts)...)
 		l.Raise(namedPorts)
 		l.Blocked(in("foreign rules first", attempts)...)
 		stop()
+		silent()
 		l.StartReady()
 		l.Blocked(StrangersTLS(portApp))
 		l.KillProxy()
@@ -235,4 +239,13 @@ func tproxyElsewhere(load func(*Lab)) func(*Lab) {
 		l.Control(strangers)
 		stop()
 	}
+}
+
+// standInSilently is standIn with a listener that never accepts a connection.
+func (l *Lab) standInSilently(port uint16, mark int) (stop func()) {
+	var ln net.Listener
+	l.must(l.Pod.Do(func() (err error) { ln, err = listenMarked(fmt.Sprint(port), true, mark); return err }))
+	stop = func() { ln.Close() }
+	l.cleanup(stop)
+	return stop
 }

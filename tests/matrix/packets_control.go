@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -241,12 +242,17 @@ var errorAboutNothing = Attempt{"an ICMP error about nothing", func(l *Lab, wait
 
 // solicitation asks for the pod's link-layer address (RFC 4861 section 4.3).
 var solicitation = Attempt{"a neighbour solicitation", func(l *Lab, wait Wait) string {
-	pod := l.PodAddr().As16()
-	group := netip.AddrFrom16([16]byte{0xff, 2, 11: 1, 12: 0xff, 13: pod[13], 14: pod[14], 15: pod[15]})
+	group, pod := solicitedNode(l.PodAddr()), l.PodAddr().As16()
 	// Who asks a group says where it can be answered (a source link-layer address option), or is not.
 	question := append(append(pod[:], 1, 1), l.Wire.own...)
-	return l.asks(ICMP(l.PeerAddr(), group, 135, 0, make([]byte, 4), question), 136, wait)
+	return l.asks(ICMP(l.PeerAddr(), group, 135, 0, make([]byte, 4), question), 136, func(p Packet, _ []byte) bool { return p.From.Addr() == l.PodAddr() }, wait)
 }}
+
+// solicitedNode is the group that who has an address must listen to (RFC 4291 section 2.7.1).
+func solicitedNode(a netip.Addr) netip.Addr {
+	b := a.As16()
+	return netip.AddrFrom16([16]byte{0xff, 2, 11: 1, 12: 0xff, 13: b[13], 14: b[14], 15: b[15]})
+}
 
 // query asks who listens to which group (RFC 3810 section 5.1), behind a router alert as it must be.
 var query = Attempt{"a multicast listener query", func(l *Lab, wait Wait) string {
@@ -258,33 +264,33 @@ var query = Attempt{"a multicast listener query", func(l *Lab, wait Wait) string
 	alert := []byte{unix.IPPROTO_ICMPV6, 0, 5, 2, 0, 0, 1, 0}
 	packet := IP(router, everyone, unix.IPPROTO_HOPOPTS, append(alert, m...))
 	packet[7] = 1
-	return l.asks(packet, 143, wait)
+	// Whoever joins a group reports that without being asked, as a change; an answer tells the state (RFC 3810 section 5.2.12).
+	// A pod whose link-local address is still tentative answers from ::, so the group says who it is.
+	own := solicitedNode(l.PodAddr())
+	return l.asks(packet, 143, func(_ Packet, m []byte) bool {
+		return len(m) > 8 && (m[8] == 1 || m[8] == 2) && bytes.Contains(m, own.AsSlice())
+	}, wait)
 }}
 
-// asks injects a packet and wants an ICMPv6 message of a kind from the pod.
-func (l *Lab) asks(packet []byte, kind byte, wait Wait) string {
+// asks injects a packet, again and again, and wants an ICMPv6 message of a kind for which right is true.
+func (l *Lab) asks(packet []byte, kind byte, right func(p Packet, message []byte) bool, wait Wait) string {
 	mark := l.Wire.Mark()
-	l.must(l.Wire.Inject(packet))
-	if _, ok := l.Wire.Await(mark, wait, func(p Packet) bool {
-		body := p.Payload
-		if p.Protocol == unix.IPPROTO_HOPOPTS && len(body) > 8 {
-			body = body[8:]
-		} else if p.Protocol != unix.IPPROTO_ICMPV6 {
-			return false
+	const again = 200 * time.Millisecond
+	for deadline := time.Now().Add(wait); time.Now().Before(deadline); {
+		l.must(l.Wire.Inject(packet))
+		if _, ok := l.Wire.Await(mark, again, func(p Packet) bool {
+			body := p.Payload
+			if p.Protocol == unix.IPPROTO_HOPOPTS && len(body) > 8 {
+				body = body[8:]
+			} else if p.Protocol != unix.IPPROTO_ICMPV6 {
+				return false
+			}
+			return len(body) > 0 && body[0] == kind && right(p, body)
+		}); ok {
+			return "an answer"
 		}
-		return len(body) > 0 && body[0] == kind && l.podSent(p)
-	}); ok {
-		return "an answer"
 	}
 	return ""
-}
-
-// podSent says whether a packet has one of the pod's addresses as its source.
-func (l *Lab) podSent(p Packet) bool {
-	if p.From.Addr() == l.PodAddr() {
-		return true
-	}
-	return strings.Contains(l.InPod("ip -6 addr show dev eth0"), p.From.Addr().String()+"/")
 }
 
 // advertisement is a router that says which prefix is on the link (RFC 4861 section 4.2, RFC 4862 section 5.5.3).

@@ -114,8 +114,10 @@ func loopbackRows() []Row {
 	))
 }
 
-// serveLocal starts services on loopback only, for both families' rows.
+// serveLocal starts services on loopback only, for both families' rows. The pod then also knows its neighbour, the peer: asked
+// for in the name of a loopback address, the peer would not answer.
 func (l *Lab) serveLocal() {
+	l.Works(PodTCP())
 	loopback := map[Family]string{IPv4: "127.0.0.1", IPv6: "::1"}[l.Family]
 	for _, a := range []*App{
 		l.ServeOn(l.Pod.Host, "tcp", loopback, portLocal),
