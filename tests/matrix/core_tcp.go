@@ -421,6 +421,7 @@ func (l *Lab) moveAddress(from, to *netlab.Host) {
 	prefix := fmt.Sprintf("%s/%d", l.PodAddr(), l.prefixLength())
 	l.On(from, "ip addr del $1 dev eth0", prefix)
 	l.On(to, "ip addr add $1 dev eth0 nodad", prefix)
+	l.must(usable(to, l.PodAddr()))
 	l.On(from, "ip neigh flush dev eth0")
 	l.OnPeer("ip neigh flush dev eth0")
 }
@@ -434,6 +435,7 @@ func (l *Lab) prefixLength() int {
 
 func (l *Lab) addAddress(h *netlab.Host, ifname string, a netip.Addr) {
 	l.On(h, "ip addr add $1 dev $2 $3", fmt.Sprintf("%s/%d", a, l.prefixLength()), ifname, map[Family]string{IPv6: "nodad"}[l.Family])
+	l.must(usable(h, a))
 }
 
 // halfway is a TLS client whose second flight is held back.

@@ -116,6 +116,9 @@ func (l *Lab) furnish() (err error) {
 		return err
 	}
 	l.cleanup(l.Pod.PowerOff)
+	if err := usable(l.Pod.Host, l.Pod.Addresses()...); err != nil {
+		return err
+	}
 	if l.Peer, err = l.newHost("peer"); err != nil {
 		return err
 	}
@@ -131,7 +134,25 @@ func (l *Lab) newHost(name string) (h *netlab.Host, err error) {
 		return nil, err
 	}
 	l.cleanup(func() { h.Close() })
-	return h, nil
+	return h, usable(h, h.Addresses()...)
+}
+
+// usable waits until a host can send to its own addresses: the kernel adds IPv6's local routes a moment after the address, on
+// a busy machine a long one.
+func usable(h *netlab.Host, addresses ...netip.Addr) error {
+	for _, a := range addresses {
+		if !awaits(func() bool {
+			c, err := dial(h, "udp", netip.AddrPortFrom(a, 9), patience)
+			if err != nil {
+				return false
+			}
+			c.Close()
+			return true
+		}) {
+			return fmt.Errorf("address %s of %s does not become usable", a, h.Name)
+		}
+	}
+	return nil
 }
 
 // NewHost puts one more host on the switch.
