@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -299,10 +300,12 @@ func (l *Lab) storm(port uint16) (stop func()) {
 	var all sync.WaitGroup
 	to := netip.AddrPortFrom(l.PodAddr(), port)
 	tcp, udp := l.App("tcp", port), l.App("udp", port)
+	var tried atomic.Int64
 	tcpBefore, udpBefore := tcp.From(l.Peer), udp.From(l.Peer)
 	for range 8 {
 		all.Go(func() {
 			for ctx.Err() == nil {
+				tried.Add(1)
 				c, err := dial(l.Peer, "tcp", to, 40*time.Millisecond)
 				if err != nil {
 					continue
@@ -324,6 +327,7 @@ func (l *Lab) storm(port uint16) (stop func()) {
 		}
 		defer c.Close()
 		for ctx.Err() == nil {
+			tried.Add(1)
 			io.WriteString(c, "storm\n")
 			c.SetReadDeadline(time.Now().Add(time.Millisecond))
 			c.Read(make([]byte, 100))
@@ -332,6 +336,10 @@ func (l *Lab) storm(port uint16) (stop func()) {
 	return func() {
 		cancel()
 		all.Wait()
+		l.Notef("%d connections and datagrams tried in the storm", tried.Load())
+		if tried.Load() < 100 {
+			l.Brokenf("a storm of %d is none", tried.Load())
+		}
 		if n := tcp.From(l.Peer) - tcpBefore; n > 0 {
 			l.Failf("in the storm the application took %d connections", n)
 		}

@@ -63,11 +63,20 @@ func tcpRows() []Row {
 			Run:      simultaneousOpen,
 		},
 		{
+			Name: "last-ack-to-another-listener",
+			MustNot: "the ACK that ends a syncookie handshake with the proxy is led, by a foreign rule, to another transparent listener in the " +
+				"pod, which takes the cookie for its own",
+			Notices:  "that listener greets who comes",
+			Control:  "without the guard it greets the same peer",
+			Weakness: lastACKAnywhere,
+			Run:      lastACKElsewhere,
+		},
+		{
 			Name:     "answers-to-nothing",
 			MustNot:  "segments that look like answers (SYN-ACK, ACK, data, FIN, RST) come in without a question and are themselves answered",
 			Notices:  "the wire is watched for any segment that the pod sends back, resets too",
 			Control:  "without the guard the same segments are answered with resets",
-			Weakness: everythingComesIn,
+			Weakness: inAndOut,
 			Run: func(l *Lab) {
 				answered := Attempt{"a segment out of nowhere", func(l *Lab, wait Wait) string {
 					for i, flags := range []byte{flagSYN | flagACK, flagACK, flagACK | flagPSH, flagFIN | flagACK, 0, flagFIN | flagPSH} {
@@ -169,7 +178,20 @@ func tcpRows() []Row {
 				"answers follows it onto the wire",
 			Control:  "without the guard it does",
 			Weakness: insideLeaves,
-			Run:      movedInside,
+			Run:      func(l *Lab) { movedInside(l, l.SpareAddr(), l.Close, func() { l.Raise(namedPorts) }) },
+		},
+		{
+			Name: "address-of-loopback-moved-away-unmarked",
+			MustNot: "the same, when a foreign rule has taken the mark from the connection by which the guard would know that it " +
+				"began inside",
+			Control: "without the guard it does",
+			// By IPv4 the kernel itself finds no route for a source that is not its own.
+			Families: []Family{IPv6},
+			Weakness: insideLeaves,
+			Run: func(l *Lab) {
+				l.clearMarks()
+				movedInside(l, l.PodAddr(), l.Close, func() { l.Raise(namedPorts) })
+			},
 		},
 	}...)
 	for i := range rows {
@@ -319,6 +341,40 @@ func simultaneousOpen(l *Lab) {
 	l.RemoveGuard()
 	l.Control(inClosed)
 	l.Control(inMesh)
+}
+
+// lastACKElsewhere has another transparent proxy in the pod, as some CNIs bring, with a rule that leads it everything but SYNs.
+func lastACKElsewhere(l *Lab) {
+	const other = 7777
+	l.Sysctl("ipv4/tcp_syncookies", "2")
+	l.Raise(namedPorts)
+	l.standInSilently(guard.PortIngress, guard.MarkIngress)
+	l.standInSilently(guard.PortIngressNoClientAuth, guard.MarkIngressNoClientAuth)
+	l.standIn(other, 0)
+	l.InPod(fmt.Sprintf(`nft -f - <<END
+table inet acks {
+	chain c {
+		type filter hook prerouting priority -140;
+		meta iiftype != loopback tcp flags & syn == 0 tproxy to :%d;
+	}
+}
+END`, other))
+	// A listener that has sent no cookies in the last minute believes in none (tcp_synq_no_recent_overflow).
+	c, err := dial(l.Pod.Host, "tcp", netip.AddrPortFrom(l.PodAddr(), other), patience)
+	l.must(err)
+	c.Close()
+	led := func(port uint16) Attempt {
+		return Attempt{fmt.Sprintf("a last ACK to port %d", port), func(l *Lab, wait Wait) string {
+			if l.reads(netip.AddrPortFrom(l.PodAddr(), port), standInSecret, wait) {
+				return "another listener's greeting"
+			}
+			return ""
+		}}
+	}
+	l.Blocked(led(portApp), led(portNoClientAuth))
+	l.RemoveGuard()
+	l.Control(led(portApp))
+	l.Control(led(portNoClientAuth))
 }
 
 func openedBefore(l *Lab, loose string) {

@@ -48,6 +48,24 @@ func (l *Lab) Raise(ports guard.Ports) {
 	})
 }
 
+// CloseLocked is Close with the egress lock that admits DNS, by package guard.
+func (l *Lab) CloseLocked() {
+	l.transition(func() error {
+		ctx, cancel := l.ctx()
+		defer cancel()
+		return guard.Lock{DNS: true}.Arm(ctx)
+	})
+}
+
+// RaiseLocked is Raise with the lock.
+func (l *Lab) RaiseLocked(ports guard.Ports) {
+	l.transition(func() error {
+		ctx, cancel := l.ctx()
+		defer cancel()
+		return guard.Lock{DNS: true}.Raise(ctx, ports)
+	})
+}
+
 // Lower closes the gate as the mesh proxy does: connections of the guest go on.
 func (l *Lab) Lower() {
 	l.transition(func() error {
@@ -184,6 +202,9 @@ type liveChain struct {
 }
 
 func (t *liveTable) chain(name string) *liveChain {
+	if t == nil {
+		return nil
+	}
 	for _, c := range t.chains {
 		if c.name == name {
 			return c

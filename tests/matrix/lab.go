@@ -47,11 +47,13 @@ type Lab struct {
 
 	mu         sync.Mutex
 	cleanups   []func()
+	closed     bool
 	guarded    bool // a guard stands, since
 	since      int  // this position on the wire
 	apps       []*App
 	failures   []string
 	brokenness []string
+	notes      []string
 	controls   int
 }
 
@@ -175,18 +177,24 @@ func (l *Lab) InSwitch(f func() error) { l.must(l.room.do(f)) }
 func (l *Lab) close() {
 	l.mu.Lock()
 	cleanups := l.cleanups
-	l.cleanups = nil
+	l.cleanups, l.closed = nil, true
 	l.mu.Unlock()
 	for i := len(cleanups) - 1; i >= 0; i-- {
 		cleanups[i]()
 	}
 }
 
-// cleanup calls f when the row is over.
+// cleanup calls f when the row is over, or at once when it is over already: it may have been interrupted.
 func (l *Lab) cleanup(f func()) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.cleanups = append(l.cleanups, f)
+	closed := l.closed
+	if !closed {
+		l.cleanups = append(l.cleanups, f)
+	}
+	l.mu.Unlock()
+	if closed {
+		f()
+	}
 }
 
 // Address is h's address in the lab's family.
@@ -254,6 +262,13 @@ func (l *Lab) Failf(format string, args ...any) {
 	l.failures = append(l.failures, fmt.Sprintf(format, args...))
 }
 
+// Notef keeps a figure for the report.
+func (l *Lab) Notef(format string, args ...any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.notes = append(l.notes, fmt.Sprintf(format, args...))
+}
+
 // Fatalf is Failf, and ends the row.
 func (l *Lab) Fatalf(format string, args ...any) {
 	l.Failf(format, args...)
@@ -304,12 +319,13 @@ func (l *Lab) ctx() (context.Context, context.CancelFunc) {
 // room is a network namespace with a thread in it, and a switch of netlab's there. netlab itself has one switch per network
 // namespace, of some 250 hosts; this gives each row its own.
 type room struct {
-	lab  *netlab.Lab
-	jobs chan func()
+	lab    *netlab.Lab
+	jobs   chan func()
+	closed chan struct{}
 }
 
 func newRoom() (*room, error) {
-	r := &room{jobs: make(chan func())}
+	r := &room{jobs: make(chan func()), closed: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
@@ -318,12 +334,17 @@ func newRoom() (*room, error) {
 			r.lab, err = netlab.New()
 		}
 		started <- err
-		for job := range r.jobs {
-			job()
+		for {
+			select {
+			case job := <-r.jobs:
+				job()
+			case <-r.closed:
+				return
+			}
 		}
 	}()
 	if err := <-started; err != nil {
-		close(r.jobs)
+		r.close()
 		return nil, fmt.Errorf("make a switch: %w", err)
 	}
 	return r, nil
@@ -331,11 +352,15 @@ func newRoom() (*room, error) {
 
 func (r *room) do(f func() error) error {
 	done := make(chan error, 1)
-	r.jobs <- func() { done <- f() }
-	return <-done
+	select {
+	case r.jobs <- func() { done <- f() }:
+		return <-done
+	case <-r.closed:
+		return errors.New("the lab is closed")
+	}
 }
 
-func (r *room) close() { close(r.jobs) }
+func (r *room) close() { close(r.closed) }
 
 // logBuffer is the log of everything in the pod.
 type logBuffer struct {

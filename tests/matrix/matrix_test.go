@@ -74,6 +74,32 @@ func TestMatrix(t *testing.T) {
 	}
 }
 
+// All mutations take `make matrix MUTATE=1` some minutes. This shows that they can still be laid into package guard, and that
+// the hunt finds what it should and misses what it should.
+func TestMutationsAreNoticed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds three programs")
+	}
+	dir := t.TempDir()
+	if err := buildMutant(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		rows, mutation string
+		code           int
+	}{
+		{"^squatted-by-root-without-mark$", "^" + marksDoNotMatter + "$", 0},
+		{"^proxy-never-started$", "^mesh, input: without udp dport @plaintext_udp", 1}, // it never is in that state
+	} {
+		cmd := exec.CommandContext(t.Context(), dir+"/matrix", "--mutate", "--run", c.rows, "--mutation", c.mutation)
+		cmd.Env = append(os.Environ(), mutantDir+"="+dir)
+		out, _ := cmd.CombinedOutput()
+		if code := cmd.ProcessState.ExitCode(); code != c.code {
+			t.Errorf("matrix --mutate --run %s --mutation %s: exit code %d, want %d:\n%s", c.rows, c.mutation, code, c.code, out)
+		}
+	}
+}
+
 func TestRowsAreWellFormed(t *testing.T) {
 	for _, fault := range check(table()) {
 		t.Error(fault)

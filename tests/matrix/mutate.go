@@ -27,8 +27,10 @@ type Mutation struct {
 	Name  string
 	Steps []Step
 	// Quiet says why no traffic can notice it, where that is so: then another line of the table still stops the same packets.
-	// Rows that look at the table itself must notice.
+	// Rows that look at the table or its counters must notice.
 	Quiet string
+	// Same says why it makes no difference at all, where that is so. It is not tried.
+	Same string
 }
 
 // A Step is one change of a table. mutant/guard.go.txt knows what the words mean.
@@ -48,6 +50,7 @@ const (
 	forwardOpen         = "everything is forwarded"
 	marksDoNotMatter    = "the marks do not matter"
 	decryptedLeaves     = "decrypted bytes may leave"
+	inAndOut            = "everything comes in, and is answered"
 	pickedUp            = "connections are picked up mid-stream"
 	proxyDialled        = "the proxy's ports may be dialled"
 	noAnswers           = "answers do not come in"
@@ -56,6 +59,7 @@ const (
 	swallowsOthers      = "other tables are deleted, too"
 	carelessComparison  = "tables are compared carelessly"
 	policyAccepts       = "the policies accept"
+	lastACKAnywhere     = "a last ACK may go to any listener"
 	insideLeaves        = "what began on loopback may leave"
 	lockOpen            = "the egress lock lets everything out"
 )
@@ -64,6 +68,9 @@ func weaknesses() []Mutation {
 	return append(packetWeaknesses(), []Mutation{
 		{Name: everythingComesIn, Steps: []Step{
 			{Chain: "input", Do: "accept-first"}, {Chain: "intercept", Do: "accept-first"},
+		}},
+		{Name: inAndOut, Steps: []Step{
+			{Chain: "input", Do: "accept-first"}, {Chain: "intercept", Do: "accept-first"}, {Chain: "output", Do: "accept-first"},
 		}},
 		{Name: establishedIsEnough, Steps: []Step{
 			{Chain: "input", Do: "established-first"}, {Chain: "intercept", Do: "established-first"},
@@ -75,6 +82,7 @@ func weaknesses() []Mutation {
 		{Name: marksDoNotMatter, Steps: []Step{
 			{Chain: "input", Do: "delete", Text: "socket mark !="}, {Chain: "input", Do: "forget", Text: "socket mark"},
 		}},
+		{Name: lastACKAnywhere, Steps: []Step{{Chain: "input", Do: "delete", Text: "socket mark !="}}},
 		{Name: decryptedLeaves, Steps: []Step{{Chain: "output", Do: "delete", Text: "socket mark 0x00000052"}}},
 		{Name: pickedUp, Steps: []Step{{Chain: "output", Do: "delete", Text: "fin,syn,rst,ack"}}},
 		{Name: proxyDialled, Steps: []Step{{Chain: "intercept", Do: "delete", Text: "15006, 15007"}}},
@@ -137,6 +145,9 @@ func eachRule(programs Programs) ([]Mutation, error) {
 					m.Quiet = "the chain's policy drops, too"
 				} else if last && c.name == "intercept" {
 					m.Quiet = "input admits no socket but the proxy's, too"
+				}
+				if state.name == "locked closed" && strings.HasPrefix(rule, "ct direction 1") {
+					m.Same = "the state closed lets in nothing that could be answered"
 				}
 				out = append(out, m)
 			}
@@ -250,7 +261,7 @@ func buildMutant(ctx context.Context, dir string) error {
 func runMutations(ctx context.Context, programs Programs, rows []Row, only *regexp.Regexp) int {
 	began := time.Now()
 	// Much of what must work does not, so waiting for it is most of the time here.
-	patience = 4 * time.Second
+	patience = 5 * time.Second
 	for _, r := range runAll(ctx, programs, rows, nil, nil) {
 		if r.Verdict != OK && r.Verdict != Skipped {
 			return failed(fmt.Errorf("row %s over %s is %s with the sound table, so it cannot judge a weaker one: %s",
@@ -267,6 +278,10 @@ func runMutations(ctx context.Context, programs Programs, rows []Row, only *rege
 	count := 0
 	for _, m := range append(weaknesses(), each...) {
 		if !only.MatchString(m.Name) || ctx.Err() != nil {
+			continue
+		}
+		if m.Same != "" {
+			fmt.Printf("%s\n    makes no difference: %s\n", m.Name, m.Same)
 			continue
 		}
 		count++
@@ -339,11 +354,22 @@ func (h *hunt) try(m Mutation) (noticed, missed []string) {
 	}
 	ctx, enough := context.WithCancel(h.ctx)
 	defer enough()
-	runAll(ctx, h.programs, h.order, &m, func(r Result) {
+	rows := slices.DeleteFunc(slices.Clone(h.order), func(r Row) bool { return r.Static && m.Quiet == "" })
+	runAll(ctx, h.programs, rows, &m, func(r Result) {
 		if r.Verdict == Failed && !slices.Contains(noticed, r.Row.Name) {
 			noticed = append(noticed, r.Row.Name)
 			enough()
 		}
+	})
+	// The next mutation is much like this one.
+	slices.SortStableFunc(h.order, func(a, b Row) int {
+		rank := func(r Row) int {
+			if slices.Contains(noticed, r.Name) {
+				return 0
+			}
+			return 1
+		}
+		return cmp.Compare(rank(a), rank(b))
 	})
 	return noticed, nil
 }

@@ -51,11 +51,14 @@ func printTable(out io.Writer, results []Result, took time.Duration) {
 	counts := map[Verdict]int{}
 	for _, r := range results {
 		counts[r.Verdict]++
+		for _, note := range r.Notes {
+			fmt.Fprintf(out, "\n%s over %s: %s", r.Row.Name, r.Family, note)
+		}
 		for _, reason := range r.Reasons {
 			fmt.Fprintf(out, "\n%s %s over %s: %s\n", r.Verdict, r.Row.Name, r.Family, reason)
 		}
 	}
-	fmt.Fprintf(out, "\n%d ok, %d failed, %d broken, %d skipped in %.1f s\n",
+	fmt.Fprintf(out, "\n\n%d ok, %d failed, %d broken, %d skipped in %.1f s\n",
 		counts[OK], counts[Failed], counts[Broken], counts[Skipped], took.Seconds())
 }
 
@@ -82,6 +85,7 @@ func printJSON(out io.Writer, results []Result) error {
 		Family   Family   `json:"family"`
 		Verdict  Verdict  `json:"verdict"`
 		Reasons  []string `json:"reasons,omitempty"`
+		Notes    []string `json:"notes,omitempty"`
 		MustNot  string   `json:"mustNot"`
 		Notices  string   `json:"notices"`
 		Control  string   `json:"control"`
@@ -91,7 +95,7 @@ func printJSON(out io.Writer, results []Result) error {
 	objects := []object{}
 	for _, r := range results {
 		objects = append(objects, object{
-			r.Row.Name, r.Row.Group, r.Family, r.Verdict, r.Reasons, r.Row.MustNot, r.Row.Notices, r.Row.Control,
+			r.Row.Name, r.Row.Group, r.Family, r.Verdict, r.Reasons, r.Notes, r.Row.MustNot, r.Row.Notices, r.Row.Control,
 			r.Row.Weakness, r.Took.Seconds(),
 		})
 	}

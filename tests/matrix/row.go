@@ -36,6 +36,9 @@ type Row struct {
 	Families []Family
 	// Needs is what the row cannot do without; the zero value is nothing. Where it is missing the row is SKIPPED, loudly.
 	Needs Need
+	// Static says that the row looks at the table and sends nothing. It cannot be the only one that notices a mutation, unless
+	// no traffic can.
+	Static bool
 	// Weakness is the name of a mutation (see mutate.go) under which this row fails. `make matrix MUTATE=1` wants to see it.
 	Weakness string
 
@@ -98,6 +101,9 @@ func check(rows []Row) []string {
 			if text == "" {
 				fault("no %s", what)
 			}
+		}
+		if !slices.ContainsFunc(weaknesses(), func(m Mutation) bool { return m.Name == r.Weakness }) {
+			fault("there is no mutation %q", r.Weakness)
 		}
 		if len(r.Blocked)+len(r.Works) == 0 && r.Run == nil {
 			fault("it tries nothing")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -27,16 +28,17 @@ type Result struct {
 	Family  Family
 	Verdict Verdict
 	Reasons []string
+	Notes   []string // figures
 	Took    time.Duration
 }
 
-// rowDeadline bounds one row over one family.
+// rowDeadline bounds one row over one family, beside a storm.
 const rowDeadline = 90 * time.Second
 
 // runRow tries a row over one family in a lab of its own.
 func runRow(ctx context.Context, programs Programs, r Row, f Family, m *Mutation) Result {
 	began := time.Now()
-	done := func(v Verdict, reasons ...string) Result { return Result{r, f, v, reasons, time.Since(began)} }
+	done := func(v Verdict, reasons ...string) Result { return Result{r, f, v, reasons, nil, time.Since(began)} }
 	if r.Needs == NeedRoot && !realRoot() {
 		return done(Skipped, "needs "+string(r.Needs))
 	}
@@ -47,7 +49,14 @@ func runRow(ctx context.Context, programs Programs, r Row, f Family, m *Mutation
 	finished := make(chan bool, 1)
 	go func() {
 		orderly := false
-		defer func() { finished <- orderly }()
+		defer func() {
+			if fault := recover(); fault != nil {
+				l.mu.Lock()
+				l.brokenness = append(l.brokenness, fmt.Sprintf("panic: %v\n%s", fault, debug.Stack()))
+				l.mu.Unlock()
+			}
+			finished <- orderly
+		}()
 		l.try(r)
 		orderly = true
 	}()
@@ -56,7 +65,7 @@ func runRow(ctx context.Context, programs Programs, r Row, f Family, m *Mutation
 	select {
 	case orderly = <-finished:
 	case <-ctx.Done():
-	case <-time.After(rowDeadline):
+	case <-time.After(rowDeadline + stormDuration):
 		inTime = false
 	}
 	closed := make(chan struct{})
@@ -82,7 +91,9 @@ func runRow(ctx context.Context, programs Programs, r Row, f Family, m *Mutation
 	case l.controls == 0:
 		return done(Broken, "it made no control")
 	}
-	return done(OK)
+	result := done(OK)
+	result.Notes = l.notes
+	return result
 }
 
 func (l *Lab) try(r Row) {
