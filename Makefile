@@ -37,11 +37,12 @@ matrix: test-packages matrix-packages envoy build ## the gate against hostile ne
 	@bin/matrix $(if $(MUTATE),--mutate) $(MATRIXFLAGS)
 
 .PHONY: soak
-soak: test-packages matrix-packages envoy build ## what takes long: connections against a gate that changes its state for a minute
+soak: test-packages matrix-packages envoy build ## what takes long: a minute of storm against the gate, and the mesh proxy under load
 	@bin/matrix --run '^swap-storm' --storm 60s
+	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 30m -v ./meshproxy -run '^(TestRotationUnderLoad|TestManyIdleConnections|TestLargeTransferBothWays|TestChaos)$$'
 
 .PHONY: ci
-ci: test demo demo-broken ## what a change must pass
+ci: test matrix demo demo-broken ## what a change must pass
 
 .PHONY: build
 build: $(COMMANDS:%=bin/%) $(LABTOOLS:%=bin/%) ## build every command into bin/

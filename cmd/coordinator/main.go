@@ -12,6 +12,8 @@ import (
 	"os"
 	"strconv"
 
+	"golang.org/x/sync/errgroup"
+
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/cmd/internal/command"
 	"portcullis.dev/portcullis/coordinator"
@@ -63,29 +65,59 @@ func run(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	lower, err := raise(ctx, o, port, log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, lower()) }()
 	var listen net.ListenConfig
 	listener, err := listen.Listen(ctx, "tcp", o.listen)
 	if err != nil {
 		return err
 	}
-	return c.Serve(ctx, listener)
-}
-
-// raise lets the Coordinator's own port through the guard and nothing else.
-func raise(ctx context.Context, o options, port uint16, log *slog.Logger) (lower func() error, err error) {
 	if o.noGuard {
 		log.Warn("started with --no-guard: whatever listens here is open to the network")
-		return func() error { return nil }, nil
+		return c.Serve(ctx, listener)
 	}
-	if err := guard.Raise(ctx, guard.Ports{PlaintextTCP: []uint16{port}}); err != nil {
-		return nil, err
+	// The Coordinator's own port passes the guard and nothing else.
+	ports := guard.Ports{PlaintextTCP: []uint16{port}}
+	if err := guard.Raise(ctx, ports); err != nil {
+		return errors.Join(err, listener.Close())
 	}
-	return func() error { return guard.Close(context.WithoutCancel(ctx)) }, nil
+	defer func() { err = errors.Join(err, guard.Close(context.WithoutCancel(ctx))) }()
+	group, ctx := errgroup.WithContext(ctx)
+	ctx, served := context.WithCancel(ctx)
+	group.Go(func() error { return keepGuard(ctx, ports, log) })
+	group.Go(func() error {
+		defer served()
+		return c.Serve(ctx, listener)
+	})
+	return group.Wait()
+}
+
+// keepGuard puts the guard back whenever another process changed it, by way of the closed one, since nobody knows what was
+// admitted meanwhile. Its error is that it cannot.
+func keepGuard(serving context.Context, ports guard.Ports, log *slog.Logger) error {
+	ctx, stop := context.WithCancel(serving)
+	defer stop()
+	var failed error
+	err := guard.Watch(ctx, func(c guard.Change) {
+		log := log.With("process", c.Process, "pid", c.PID)
+		stands := c.Err == nil && c.Status.State == guard.Mesh && c.Status.Ports.Equal(ports)
+		switch {
+		case failed != nil || stands && c.Missed:
+		case stands:
+			log.Warn("another process changed nftables rules; the guard stands as before")
+		default:
+			if failed = guard.Arm(ctx); failed == nil {
+				failed = guard.Raise(ctx, ports)
+			}
+			if failed != nil {
+				stop()
+				return
+			}
+			log.Error("another process changed the guard; it is put back", "was", c.Status.State, "difference", c.Status.Difference)
+		}
+	})
+	if serving.Err() != nil {
+		return nil // run closes the guard
+	}
+	return errors.Join(failed, err)
 }
 
 func parse(args []string) (options, uint16, error) {

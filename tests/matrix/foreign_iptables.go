@@ -21,8 +21,7 @@ const (
 // iptables loads rules in the syntax of iptables-save, of the lab's family.
 func (l *Lab) iptables(d dialect, rules string) {
 	tool := map[Family]string{IPv4: "iptables", IPv6: "ip6tables"}[l.Family] + "-" + string(d) + "-restore"
-	l.InPod("command -v "+tool+" >/dev/null || { echo 'apt-get install iptables has it'; exit 1; }\n"+tool+" <<'END'\n"+
-		l.inFamily(rules)+"\nEND", tool)
+	l.InPod(tool+" <<'END'\n"+l.inFamily(rules)+"\nEND", tool)
 }
 
 // inFamily puts what is of the lab's family where rules say POD, PEER, LOOPBACK and FAMILY.

@@ -28,6 +28,14 @@ func controlMessageRows() []Row {
 			Weakness: errorsStayOut,
 			Run:      pathMTU,
 		}),
+		[]Row{{
+			Name:     "own-connections-over-a-lossy-network",
+			MustNot:  "the pod's own connections end because packets of them were lost",
+			Notices:  "the pod sends four megabytes while one packet in ten is lost, in the states closed and mesh",
+			Control:  "without the guard the same transfer works",
+			Weakness: noAnswers,
+			Run:      overALossyNetwork,
+		}},
 		closedAndMesh(Row{
 			Name:    "errors-about-nothing",
 			MustNot: "an ICMP error about a connection that does not exist gets in",
@@ -123,21 +131,9 @@ func awaitsFor(wait Wait, f func() bool) bool {
 // pathMTU sends to a host behind a link of 1,300 octets, with the switch as the router.
 func pathMTU(l *Lab) {
 	far := l.behindSmallLink()
-	sink := func(where netip.AddrPort, wait Wait) string {
-		c, err := dial(l.Pod.Host, "tcp", where, wait)
-		if err != nil {
-			return ""
-		}
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(wait))
-		c.Write(make([]byte, 500_000))
-		c.(*net.TCPConn).CloseWrite()
-		b, _ := io.ReadAll(c)
-		return string(b)
-	}
 	send := Attempt{"half a megabyte through a small link", func(l *Lab, wait Wait) string {
 		l.InPod("ip route flush cache; ip -6 route flush cache")
-		return sink(far, wait)
+		return l.upload(far, 500_000, wait)
 	}}
 	l.Works(send)
 	l.nft("table inet deaf { chain c { type filter hook prerouting priority -300; icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }")
@@ -198,19 +194,7 @@ func (l *Lab) behindSmallLink() netip.AddrPort {
 	ln, err := far.Listen("tcp", net.JoinHostPort(remote.String(), "9"))
 	l.must(err)
 	l.cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				n, _ := io.Copy(io.Discard, c)
-				fmt.Fprintf(c, "got %d octets", n)
-				c.Close()
-			}()
-		}
-	}()
+	go countOctets(ln)
 	return addrPort(remote, 9)
 }
 
@@ -308,4 +292,62 @@ func advertisement(prefix string) Attempt {
 		}
 		return ""
 	}}
+}
+
+// countOctets answers each connection with the number of octets that it was sent.
+func countOctets(ln net.Listener) {
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			n, _ := io.Copy(io.Discard, c)
+			fmt.Fprintf(c, "got %d octets", n)
+		}()
+	}
+}
+
+// upload sends octets from the pod to where countOctets is, and returns the answer.
+func (l *Lab) upload(to netip.AddrPort, octets int, wait Wait) string {
+	c, err := dial(l.Pod.Host, "tcp", to, wait)
+	if err != nil {
+		return ""
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(wait))
+	c.Write(make([]byte, octets))
+	c.(*net.TCPConn).CloseWrite()
+	b, _ := io.ReadAll(c)
+	return string(b)
+}
+
+// overALossyNetwork loses packets of the pod's own connections, both ways. What conntrack makes of the gaps and of what is
+// sent again must not count as TCP whose beginning was not seen.
+func overALossyNetwork(l *Lab) {
+	const octets = 4 << 20
+	ln, err := l.Peer.Listen("tcp", net.JoinHostPort(l.PeerAddr().String(), "9"))
+	l.must(err)
+	l.cleanup(func() { ln.Close() })
+	go countOctets(ln)
+	send := Attempt{"four megabytes over a lossy network", func(l *Lab, wait Wait) string {
+		if got := l.upload(addrPort(l.PeerAddr(), 9), octets, wait); got == fmt.Sprintf("got %d octets", octets) {
+			return got
+		}
+		return ""
+	}}
+	const lossy = `nft -f - <<END
+table inet lossy {
+	chain i { type filter hook prerouting priority -500; tcp dport 9 numgen random mod 10 == 0 drop; }
+	chain o { type filter hook output priority -500; tcp sport 9 numgen random mod 10 == 0 drop; }
+}
+END`
+	l.OnPeer(lossy)
+	for _, enter := range []func(){l.Close, func() { l.Raise(namedPorts) }} {
+		enter()
+		l.Works(send)
+	}
+	l.RemoveGuard()
+	l.Control(send)
 }

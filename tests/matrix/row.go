@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 )
@@ -66,9 +67,24 @@ type Need string
 // NeedRoot is real root: for sysctls that are not a network namespace's own, or that a user namespace may not write.
 const NeedRoot Need = "real root (not root in a user namespace)"
 
+// NeedIptables is iptables, legacy and nft-backed.
+const NeedIptables Need = "iptables (make matrix installs it)"
+
+// missing says whether this machine or user lacks what n stands for.
+func (n Need) missing() bool {
+	switch n {
+	case NeedRoot:
+		return !realRoot()
+	case NeedIptables:
+		_, err := exec.LookPath("iptables-nft-restore")
+		return err != nil
+	}
+	return false
+}
+
 // table is every row, in the order in which they are printed.
 func table() []Row {
-	return slices.Concat(
+	rows := slices.Concat(
 		proxyRows(),
 		tcpRows(),
 		guardRows(),
@@ -77,6 +93,12 @@ func table() []Row {
 		foreignRows(),
 		packetRows(),
 	)
+	for i := range rows {
+		if strings.Contains(rows[i].Name, "iptables-") {
+			rows[i].Needs = NeedIptables
+		}
+	}
+	return rows
 }
 
 // check reports what is wrong with the rows themselves.

@@ -39,7 +39,7 @@ const rowDeadline = 90 * time.Second
 func runRow(ctx context.Context, programs Programs, r Row, f Family, m *Mutation) Result {
 	began := time.Now()
 	done := func(v Verdict, reasons ...string) Result { return Result{r, f, v, reasons, nil, time.Since(began)} }
-	if r.Needs == NeedRoot && !realRoot() {
+	if r.Needs.missing() {
 		return done(Skipped, "needs "+string(r.Needs))
 	}
 	l, err := newLab(programs, f, m)

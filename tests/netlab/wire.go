@@ -52,6 +52,13 @@ func (w *Wire) Mark() int {
 	return len(w.frames)
 }
 
+// Forget drops what crossed the wire until now, and with it every position.
+func (w *Wire) Forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.frames = nil
+}
+
 // Sync returns when everything that crossed the wire before has been noted. from sends a datagram to say when that is.
 func (w *Wire) Sync(ctx context.Context, from *Host) error {
 	mark := w.Mark()
