@@ -39,7 +39,8 @@ matrix: test-packages matrix-packages envoy build ## the gate against hostile ne
 .PHONY: soak
 soak: test-packages matrix-packages envoy build ## what takes long: a minute of storm against the gate, and the mesh proxy under load
 	@bin/matrix --run '^swap-storm' --storm 60s
-	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 30m -v ./meshproxy -run '^(TestRotationUnderLoad|TestManyIdleConnections|TestLargeTransferBothWays|TestChaos)$$'
+	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 30m -v ./meshproxy/... \
+		-run '^(TestRotationUnderLoad|TestManyIdleConnections|TestLargeTransferBothWays|TestChaos|TestEnvoyAcceptsRandomConfigurations)$$'
 
 .PHONY: ci
 ci: test matrix demo demo-broken ## what a change must pass

@@ -174,7 +174,11 @@ func selfSigned(t testing.TB) (chain, key []byte) {
 }
 
 func TestEnvoyAcceptsRandomConfigurations(t *testing.T) {
-	for i := range 20 {
+	n := 20
+	if os.Getenv("PORTCULLIS_SOAK") != "" {
+		n = 500
+	}
+	for i := range n {
 		v := anyconfig.Config().Example(i)
 		validate(t, v.Ingress, v.Egress, v.EgressPolicy)
 	}

@@ -287,9 +287,9 @@ func ghost(l *Lab) {
 		}
 		return ""
 	}}
-	l.Blocked(again)
+	l.BlockedLong(again)
 	l.Lower()
-	l.Blocked(again)
+	l.BlockedLong(again)
 	l.RemoveGuard()
 	l.Control(again)
 }

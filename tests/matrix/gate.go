@@ -137,11 +137,17 @@ func (l *Lab) DeleteTable() {
 }
 
 // Blocked makes attempts, which must come to nothing.
-func (l *Lab) Blocked(attempts ...Attempt) {
+func (l *Lab) Blocked(attempts ...Attempt) { l.blockedFor(silence, attempts) }
+
+// BlockedLong is Blocked for attempts of several steps, or that take the kernel several tries: a gap in the gate must have
+// the time to show.
+func (l *Lab) BlockedLong(attempts ...Attempt) { l.blockedFor(4*silence, attempts) }
+
+func (l *Lab) blockedFor(wait Wait, attempts []Attempt) {
 	var all sync.WaitGroup
 	for _, a := range attempts {
 		all.Go(func() {
-			if got := a.Try(l, silence); got != "" {
+			if got := a.Try(l, wait); got != "" {
 				l.Failf("%s got %s", a.Name, got)
 			}
 		})

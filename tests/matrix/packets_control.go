@@ -31,7 +31,7 @@ func controlMessageRows() []Row {
 		[]Row{{
 			Name:     "own-connections-over-a-lossy-network",
 			MustNot:  "the pod's own connections end because packets of them were lost",
-			Notices:  "the pod sends four megabytes while one packet in ten is lost, in the states closed and mesh",
+			Notices:  "the pod sends two megabytes while one packet in forty is lost, in the states closed and mesh",
 			Control:  "without the guard the same transfer works",
 			Weakness: noAnswers,
 			Run:      overALossyNetwork,
@@ -326,12 +326,12 @@ func (l *Lab) upload(to netip.AddrPort, octets int, wait Wait) string {
 // overALossyNetwork loses packets of the pod's own connections, both ways. What conntrack makes of the gaps and of what is
 // sent again must not count as TCP whose beginning was not seen.
 func overALossyNetwork(l *Lab) {
-	const octets = 4 << 20
+	const octets = 2 << 20
 	ln, err := l.Peer.Listen("tcp", net.JoinHostPort(l.PeerAddr().String(), "9"))
 	l.must(err)
 	l.cleanup(func() { ln.Close() })
 	go countOctets(ln)
-	send := Attempt{"four megabytes over a lossy network", func(l *Lab, wait Wait) string {
+	send := Attempt{"two megabytes over a lossy network", func(l *Lab, wait Wait) string {
 		if got := l.upload(addrPort(l.PeerAddr(), 9), octets, wait); got == fmt.Sprintf("got %d octets", octets) {
 			return got
 		}
@@ -339,8 +339,8 @@ func overALossyNetwork(l *Lab) {
 	}}
 	const lossy = `nft -f - <<END
 table inet lossy {
-	chain i { type filter hook prerouting priority -500; tcp dport 9 numgen random mod 10 == 0 drop; }
-	chain o { type filter hook output priority -500; tcp sport 9 numgen random mod 10 == 0 drop; }
+	chain i { type filter hook prerouting priority -500; tcp dport 9 numgen random mod 40 == 0 drop; }
+	chain o { type filter hook output priority -500; tcp sport 9 numgen random mod 40 == 0 drop; }
 }
 END`
 	l.OnPeer(lossy)
