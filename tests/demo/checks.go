@@ -161,6 +161,17 @@ func (d *demo) checkMesh(ctx context.Context) error {
 			}
 		}
 	}
+
+	// What a workload does that was lied to, or broken into: it calls somebody without its mesh proxy.
+	past := func(from *netlab.PodVM) func(netip.Addr) outcome {
+		return func(a netip.Addr) outcome { return get(ctx, from.Host, netip.AddrPortFrom(a, shopPort), "/", nil) }
+	}
+	catalog, free := d.pods["catalog"].VM, billing
+	if d.broke == "lock-control" {
+		free = web
+	}
+	d.overBoth("web (egress policy closed) -> catalog, past its mesh proxy", noByte, catalog.Addresses(), past(web))
+	d.overBoth("control: billing (no egress policy) -> catalog", answers(goods("catalog")), catalog.Addresses(), past(free))
 	return nil
 }
 

@@ -33,6 +33,8 @@ var sabotages = []sabotage{
 		"billing:8080 (mTLS), no client certificate", "cart:8080 (mTLS), no client certificate",
 	}},
 	{"dns", "DNS answers with the other backend's address", []string{"web -> billing through", "web -> cart through"}},
+	{"lock", "web's annotation does not lock it in", []string{"web (egress policy closed) -> catalog, past its mesh proxy"}},
+	{"lock-control", "the control, too, calls from the pod that is locked in", []string{"control: billing (no egress policy) -> catalog"}},
 	{"wire", "somebody talks in clear", []string{"the same, seen on the wire"}},
 	{"other-mesh", "the stranger is attested by the honest Coordinator", []string{
 		"billing:8080, certificate for cart-svc of another Coordinator",
@@ -114,6 +116,8 @@ func sabotageYAML(yaml []byte, name string) []byte {
 		from, to = mtls, `servicemesh-ingress: "shop#8080#true"`
 	case "backends-no-client-auth":
 		from, to = mtls, `servicemesh-ingress: "shop#8080#false"`
+	case "lock":
+		from, to = "servicemesh-egress-policy: closed", "servicemesh-egress-policy: open"
 	default:
 		return yaml
 	}
