@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -15,7 +16,7 @@ import (
 
 func newLint() *cobra.Command {
 	var pods podFlags
-	var ingress, egress, adminPort, egressPolicy string
+	var given config.Values
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "lint [flags] [FILE...]",
@@ -26,13 +27,12 @@ policy. It explains the pods of files, or the values given as flags.`,
   portcullis lint --ingress 'web#8080#false##metrics#7890#true'
   portcullis lint --egress 'billing#127.137.0.1:8081#billing-svc:8080'`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			values := cmd.Flags().Changed("ingress") || cmd.Flags().Changed("egress") || cmd.Flags().Changed("admin-port") ||
-				cmd.Flags().Changed("egress-policy")
+			values := slices.ContainsFunc(flagsOfValues, cmd.Flags().Changed)
 			switch {
 			case values && len(args) > 0:
 				return usageOf(cmd, fmt.Errorf("give files or values, not both"))
 			case values:
-				c, err := config.Parse(ingress, egress, adminPort, egressPolicy)
+				c, err := given.Parse()
 				if err != nil {
 					return err
 				}
@@ -41,19 +41,29 @@ policy. It explains the pods of files, or the values given as flags.`,
 				}
 				return writeSentences(cmd.OutOrStdout(), "", sentences(c))
 			case len(args) == 0:
-				return usageOf(cmd, fmt.Errorf("give a file, or --ingress, --egress, --admin-port or --egress-policy"))
+				return usageOf(cmd, fmt.Errorf("give a file, or --%s", strings.Join(flagsOfValues, ", --")))
 			}
 			return lintFiles(cmd, args, pods.options(), asJSON)
 		},
 	}
 	pods.register(cmd)
-	cmd.Flags().StringVar(&ingress, "ingress", "", "value of the annotation servicemesh-ingress")
-	cmd.Flags().StringVar(&egress, "egress", "", "value of the annotation servicemesh-egress")
-	cmd.Flags().StringVar(&adminPort, "admin-port", "", "value of the annotation servicemesh-admin-interface-port")
-	cmd.Flags().StringVar(&egressPolicy, "egress-policy", "", "value of the annotation servicemesh-egress-policy")
+	for i, value := range []struct {
+		to   *string
+		what string
+	}{
+		{&given.Ingress, "value of the annotation servicemesh-ingress"},
+		{&given.Egress, "value of the annotation servicemesh-egress"},
+		{&given.AdminPort, "value of the annotation servicemesh-admin-interface-port"},
+		{&given.EgressPolicy, "value of the annotation servicemesh-egress-policy"},
+		{&given.Probes, "value of the mesh proxy's argument --probes, as generate writes it"},
+	} {
+		cmd.Flags().StringVar(value.to, flagsOfValues[i], "", value.what)
+	}
 	flagJSON(cmd, &asJSON)
 	return cmd
 }
+
+var flagsOfValues = []string{"ingress", "egress", "admin-port", "egress-policy", "probes"}
 
 func lintFiles(cmd *cobra.Command, args []string, options generate.Options, asJSON bool) error {
 	files, err := readInputs(cmd, args)
@@ -138,6 +148,12 @@ func sentences(c *config.Config) []string {
 			add("in   tcp %d (%s): mutual TLS, from every pod of the mesh", e.Port, e.Name)
 		}
 	}
+	if len(c.Probes) > 0 {
+		add("in   tcp %d: plaintext, from anybody, who may have the proxy make these probes and learn whether they succeed:", config.ProbePort)
+	}
+	for _, p := range c.Probes {
+		add("       %s of container %s: %s", p.Kind, p.Container, question(p))
+	}
 	switch c.Mode {
 	case config.Mesh:
 		add("in   every other tcp port: mutual TLS, from every pod of the mesh")
@@ -167,6 +183,31 @@ func sentences(c *config.Config) []string {
 		add("in   tcp %d is the proxy's admin view, behind mutual TLS unless it is listed above", c.AdminPort)
 	}
 	return lines
+}
+
+// question is what a probe asks the application.
+func question(p config.Probe) string {
+	var text string
+	switch p.Check {
+	case config.CheckTCP:
+		text = fmt.Sprintf("does it accept a connection on port %d", p.Port)
+	case config.CheckGRPC:
+		what := "the server"
+		if p.Service != "" {
+			what = fmt.Sprintf("service %q", p.Service)
+		}
+		text = fmt.Sprintf("does gRPC health on port %d say that %s is SERVING", p.Port, what)
+	default:
+		text = fmt.Sprintf("does GET %s on port %d over %s answer with 200 to 399", p.Target, p.Port, strings.ToUpper(p.Check.String()))
+	}
+	var headers []string
+	for _, h := range p.Headers {
+		headers = append(headers, h.Name) // a value may be a credential
+	}
+	if len(headers) > 0 {
+		text += ", with the declared " + strings.Join(headers, " and ")
+	}
+	return fmt.Sprintf("%s, within %v", text, p.Timeout)
 }
 
 func anyOf(ids []pki.SAN) string {

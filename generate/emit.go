@@ -32,10 +32,15 @@ var words = map[string]bool{
 	"y": true, "n": true, "yes": true, "no": true, "on": true, "off": true, "true": true, "false": true, "null": true,
 }
 
-// scalar is a scalar as it is written in block style.
+// scalar is a scalar as it is written in block style. JSON in single quotes stays readable.
 func scalar(v any) string {
-	if s, ok := v.(string); ok && plain.MatchString(s) && !words[strings.ToLower(s)] {
+	s, ok := v.(string)
+	switch {
+	case !ok:
+	case plain.MatchString(s) && !words[strings.ToLower(s)]:
 		return s
+	case strings.Contains(s, `"`) && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }):
+		return "'" + strings.ReplaceAll(s, "'", "''") + "'"
 	}
 	return flow(v)
 }

@@ -224,6 +224,9 @@ func (g *generator) readObject(o object) {
 	if settings.parsed != nil && settings.parsed.Mode == config.Disabled {
 		g.warn(o.src, settings.at[annotationIngress], "DISABLED takes the guard away: everything comes in to %v as it is", p)
 	}
+	if settings.parsed != nil {
+		g.readProbes(p, &settings)
+	}
 	g.targets = append(g.targets, &target{pod: p, injection: injection{settings: settings}})
 }
 
@@ -253,12 +256,10 @@ func (p pod) injected() bool {
 	if slices.ContainsFunc(p.containers(), ourContainer) {
 		return true
 	}
-	_, annotations := own(p.template, "metadata")
-	annotations = get(annotations, "annotations")
-	if annotations == nil || annotations.Kind != yaml.MappingNode {
-		return false
+	if _, value := p.ownAnnotation(annotationProbes); value != nil {
+		return true
 	}
-	_, value := own(annotations, initdata.Annotation)
+	_, value := p.ownAnnotation(initdata.Annotation)
 	return value != nil && ourInitdata(value)
 }
 
@@ -348,10 +349,7 @@ func (g *generator) injectedObjects() ([][]byte, error) {
 // splice injects into one file. What it makes is read again and compared: nothing but the injected may differ.
 func (g *generator) splice(s *source, withInitdata bool) []byte {
 	sp := newSplicer(s)
-	for _, t := range g.targets {
-		if t.src != s {
-			continue
-		}
+	for _, t := range g.targetsOf(s) {
 		annotation := ""
 		if withInitdata {
 			annotation = t.annotation
@@ -373,6 +371,11 @@ func (g *generator) splice(s *source, withInitdata bool) []byte {
 		}
 	}
 	return text
+}
+
+// targetsOf are the confidential pods of one file, in their order.
+func (g *generator) targetsOf(s *source) []*target {
+	return slices.DeleteFunc(slices.Clone(g.targets), func(t *target) bool { return t.src != s })
 }
 
 func (t *target) result() Pod {
@@ -406,9 +409,12 @@ func (g *generator) checkSplice(s *source, text []byte) error {
 		return err
 	}
 	for _, tree := range []*source{before, result} {
+		targets := g.targetsOf(s)
 		for _, o := range tree.objects(g.Namespace) {
-			if p, ok := o.pod(); ok && p.confidential(g.RuntimeClasses) {
+			if p, ok := o.pod(); ok && p.confidential(g.RuntimeClasses) && len(targets) > 0 {
+				p.pruneProbes(targets[0].probes, tree == result)
 				p.prune()
+				targets = targets[1:]
 			}
 		}
 	}
@@ -435,7 +441,7 @@ func (p pod) prune() {
 	})
 	if _, metadata := own(p.template, "metadata"); metadata != nil {
 		if _, annotations := own(metadata, "annotations"); annotations != nil {
-			dropEntry(annotations, func(k, _ *yaml.Node) bool { return k.Value == initdata.Annotation })
+			dropEntry(annotations, func(k, _ *yaml.Node) bool { return slices.Contains(annotationsOurs, k.Value) })
 		}
 		dropEntry(metadata, func(k, v *yaml.Node) bool { return k.Value == "annotations" && isEmpty(v) })
 	}

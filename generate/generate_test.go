@@ -674,7 +674,7 @@ func injectShop(t *testing.T) *generate.Result {
 }
 
 // annotationValues are all the values of an annotation, wherever it stands.
-func annotationValues(t *testing.T, text []byte, name string) map[string]bool {
+func annotationValues(t testing.TB, text []byte, name string) map[string]bool {
 	t.Helper()
 	values := make(map[string]bool)
 	var walk func(v any)

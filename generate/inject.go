@@ -85,6 +85,10 @@ func (in injection) meshproxy() mapping {
 		args = append(args, "--egress-policy="+in.mesh.EgressPolicy)
 		env = append(env, variable("CONTRAST_EGRESS_POLICY", in.mesh.EgressPolicy))
 	}
+	if in.mesh.Probes != "" {
+		args = append(args, "--probes="+in.mesh.Probes)
+		env = append(env, variable("CONTRAST_PROBES", in.mesh.Probes))
+	}
 	return mapping{
 		{"name", containerMeshproxy},
 		{"image", in.images.Meshproxy},
@@ -167,6 +171,13 @@ func securityContext(capabilities list) mapping {
 func (s *splicer) inject(p pod, in injection, annotation string) {
 	l := layout{dash: s.dashIndent(p)}
 	volumes := in.volumes()
+	var entries mapping
+	if annotation != "" {
+		entries = append(entries, field{initdata.Annotation, annotation})
+	}
+	if originals := s.rewriteProbes(in.probes); originals != "" {
+		entries = append(entries, field{annotationProbes, originals})
+	}
 	if len(volumes) > 0 {
 		for _, c := range p.containers() {
 			s.checkMounts(c)
@@ -175,8 +186,7 @@ func (s *splicer) inject(p pod, in injection, annotation string) {
 		s.addItems(p.spec, "initContainers", in.sidecars(), l)
 		s.addItems(p.spec, "volumes", volumes, l)
 	}
-	if annotation != "" {
-		entries := mapping{{initdata.Annotation, annotation}}
+	if len(entries) > 0 {
 		if _, metadata := own(p.template, "metadata"); metadata != nil && metadata.Kind == yaml.MappingNode {
 			s.addEntries(metadata, "annotations", entries, l)
 		} else {
@@ -227,31 +237,46 @@ func (s *splicer) strip(p pod) {
 		name := text(n, "name")
 		return name == volumeSecrets || name == volumeMeshproxy
 	})
-	s.stripAnnotation(p)
+	s.restoreProbes(p)
+	s.stripAnnotations(p)
 }
 
-func (s *splicer) stripAnnotation(p pod) {
+// annotationsOurs are what generate adds to a pod's annotations.
+var annotationsOurs = []string{initdata.Annotation, annotationProbes}
+
+func (s *splicer) stripAnnotations(p pod) {
+	ours := 0
+	for _, name := range annotationsOurs {
+		switch key, value := p.ownAnnotation(name); {
+		case key == nil:
+		case name == initdata.Annotation && !ourInitdata(value):
+			s.failAt(key, "%s is here already and generate did not write it; remove it", name)
+			return
+		default:
+			ours++
+		}
+	}
+	if ours == 0 {
+		return
+	}
 	metadataKey, metadata := own(p.template, "metadata")
-	if metadata == nil || metadata.Kind != yaml.MappingNode {
-		return
-	}
 	_, annotations := own(metadata, "annotations")
-	if annotations == nil || annotations.Kind != yaml.MappingNode {
+	if !isFlow(metadata) && !isFlow(annotations) && len(metadata.Content) == 2 && len(annotations.Content) == 2*ours {
+		s.removeLines(metadataKey, metadataKey, annotations) // made for the annotations
 		return
 	}
-	key, value := own(annotations, initdata.Annotation)
-	if key == nil {
-		return
+	s.removeEntries(metadata, "annotations", annotationsOurs)
+}
+
+// ownAnnotation is an annotation that stands in the text of the pod template's metadata.
+func (p pod) ownAnnotation(name string) (key, value *yaml.Node) {
+	n := p.template
+	for _, key := range []string{"metadata", "annotations"} {
+		if _, n = own(n, key); n == nil || n.Kind != yaml.MappingNode {
+			return nil, nil
+		}
 	}
-	if !ourInitdata(value) {
-		s.failAt(key, "%s is here already and generate did not write it; remove it", initdata.Annotation)
-		return
-	}
-	if !isFlow(metadata) && !isFlow(annotations) && len(metadata.Content) == 2 && len(annotations.Content) == 2 {
-		s.removeLines(metadataKey, metadataKey, annotations) // made for the annotation
-		return
-	}
-	s.removeEntry(metadata, "annotations", initdata.Annotation)
+	return own(n, name)
 }
 
 func ourContainer(n *yaml.Node) bool {

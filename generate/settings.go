@@ -44,6 +44,8 @@ type settings struct {
 	mesh *initdata.MeshConfig
 	// parsed is mesh as the mesh proxy will understand it.
 	parsed *config.Config
+	// probes are those that are led to the mesh proxy.
+	probes []rewrite
 	// at has the value of each annotation that there is.
 	at map[string]*yaml.Node
 }

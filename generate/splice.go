@@ -243,14 +243,14 @@ func (s *splicer) removeItems(parent *yaml.Node, key string, ours func(item *yam
 	s.remove(k, v, 1, func(i int) bool { return ours(v.Content[i]) })
 }
 
-// removeEntry takes an entry out of the mapping that parent has under key, and that mapping's own entry when nothing else
+// removeEntries takes entries out of the mapping that parent has under key, and that mapping's own entry when nothing else
 // is left of a block mapping.
-func (s *splicer) removeEntry(parent *yaml.Node, key, name string) {
+func (s *splicer) removeEntries(parent *yaml.Node, key string, names []string) {
 	k, v := own(parent, key)
 	if v == nil || v.Kind != yaml.MappingNode {
 		return
 	}
-	s.remove(k, v, 2, func(i int) bool { return v.Content[i].Value == name })
+	s.remove(k, v, 2, func(i int) bool { return slices.Contains(names, v.Content[i].Value) })
 }
 
 // remove takes parts out of a collection; a part is step nodes long.

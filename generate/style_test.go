@@ -284,12 +284,13 @@ func checkInjection(t testing.TB, text []byte) {
 	if bytes.Equal(once, text) {
 		t.Fatalf("nothing was injected into\n%s", text)
 	}
-	checkOnlyInserted(t, text, once)
+	back := probesBack(t, once)
+	checkOnlyInserted(t, text, back)
 	eol := []byte("\r\n")
 	if n := bytes.Count(text, eol); n > 0 && n == bytes.Count(text, []byte("\n")) && bytes.Count(once, eol) != bytes.Count(once, []byte("\n")) {
 		t.Errorf("line breaks of two kinds in\n%q", once)
 	}
-	checkTrees(t, text, once)
+	checkTrees(t, text, back)
 	if twice := inject(t, once); !bytes.Equal(twice, once) {
 		t.Errorf("twice is not once; once:\n%s\ntwice:\n%s", once, twice)
 	}
@@ -424,9 +425,11 @@ func withdraw(v any) (found bool) {
 			}
 		}
 		if annotations, ok := v["annotations"].(map[string]any); ok {
-			if _, ok := annotations["io.katacontainers.config.hypervisor.cc_init_data"]; ok {
-				found = true
-				delete(annotations, "io.katacontainers.config.hypervisor.cc_init_data")
+			for _, ours := range []string{"io.katacontainers.config.hypervisor.cc_init_data", annotationProbes} {
+				if _, ok := annotations[ours]; ok {
+					found = true
+					delete(annotations, ours)
+				}
 			}
 		}
 		for _, key := range []string{"annotations", "metadata"} {

@@ -11,19 +11,17 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"portcullis.dev/portcullis/meshproxy/envoy"
 )
 
 // adminClient talks to Envoy's admin socket.
 type adminClient struct{ http *http.Client }
 
-func newAdminClient(socket string, user uint32) *adminClient {
+func newAdminClient(socket string) *adminClient {
 	return &adminClient{&http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (conn net.Conn, err error) {
-			err = actAs(user, user, func() (err error) {
-				conn, err = new(net.Dialer).DialContext(ctx, "unix", socket)
-				return err
-			})
-			return conn, err
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
 		MaxIdleConns:       2,
 		IdleConnTimeout:    time.Minute,
@@ -58,7 +56,7 @@ func (a *adminClient) live(ctx context.Context) error {
 	if err := a.do(ctx, http.MethodGet, "/ready", func(http.Header, io.Reader) error { return nil }); err != nil {
 		return err
 	}
-	started, err := a.sum(ctx, "listener_manager.workers_started")
+	started, err := a.sum(ctx, envoy.WorkersStarted)
 	if err == nil && started == 0 {
 		err = errors.New("envoy's workers have not started")
 	}
@@ -67,12 +65,21 @@ func (a *adminClient) live(ctx context.Context) error {
 
 // activeConnections counts the connections to the application and to peers.
 func (a *adminClient) activeConnections(ctx context.Context) (int, error) {
-	return a.sum(ctx, "upstream_cx_active")
+	return a.sum(ctx, envoy.CxActive)
 }
 
 // drain makes Envoy close its listeners after its drain time.
 func (a *adminClient) drain(ctx context.Context) error {
 	return a.do(ctx, http.MethodPost, "/drain_listeners?graceful", func(http.Header, io.Reader) error { return nil })
+}
+
+// series are what s makes of all statistics.
+func (a *adminClient) series(ctx context.Context, s *envoy.Stats) (out []envoy.Series, err error) {
+	err = a.do(ctx, http.MethodGet, "/stats?filter=.", func(_ http.Header, body io.Reader) (err error) {
+		out, err = s.Read(body)
+		return err
+	})
+	return out, err
 }
 
 // sum adds up the statistics whose names end in suffix.

@@ -135,6 +135,7 @@ func (s *supervisor) publishTickets(t tickets) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tickets = t
+	s.ticketsPublished++
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -111,16 +112,29 @@ func TestLiftedLockIsPutBack(t *testing.T) {
 	p.await("ready", p.ready)
 }
 
+// neverLive is a program in Envoy's place that does nothing. It is no script, whose interpreter an Envoy may not execute.
+func neverLive(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	source := "package main\n\nimport \"time\"\n\nfunc main() { time.Sleep(time.Minute) }\n"
+	if err := os.WriteFile(dir+"/main.go", []byte(source), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "build", "-o", dir+"/never-live", dir+"/main.go")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return dir + "/never-live"
+}
+
 // A change while Envoy is not live must not lift the gate.
 func TestGuardIsPutBackAsItWas(t *testing.T) {
 	nft := guard.Change{PID: 7, Process: "nft"}
 	g := &recordingGuard{state: guard.Closed, others: make(chan guard.Change), raise: func() error { return nil }}
 	cfg := inProcess(t, g, "")
 	envoy := cfg.Envoy
-	cfg.Envoy = cfg.Credentials + "/never-live"
-	if err := os.WriteFile(cfg.Envoy, []byte("#!/bin/sh\nexec sleep 60\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	cfg.Envoy = neverLive(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- meshproxy.Run(ctx, cfg) }()

@@ -5,57 +5,25 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"portcullis.dev/portcullis/meshproxy/envoy"
 )
 
 // Files between the two users. The supervisor is root without the capabilities that make root see every file, so it works
-// as any owner does: files for Envoy belong to root and to Envoy's group, which may read them and not change them. An
-// owner may give a file to a group that it is in, and CAP_SETGID puts a thread into any group (setfsgid(2)). The one
-// thing that is Envoy's own, the admin socket with mode 0600, is connected to by a thread with Envoy's user id for files
-// (setfsuid(2)).
+// as any owner does: files for Envoy belong to root and to Envoy's group, which may read them and not change them. The
+// supervisor is in that group (confine.Self): a file's owner may give it to a group that it is in, and the one thing that is
+// Envoy's own, the admin socket, is for the group too.
 
 const (
 	dirEnvoyReads  = 0o750
 	dirEnvoyWrites = 0o770
 	fileEnvoyReads = 0o440
 )
-
-// actAs runs f on a thread whose file accesses are uid's and gid's. f must not leave its goroutine. The thread ends with
-// it, so there is no identity to restore and none to leak.
-func actAs(uid, gid uint32, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := setFileIdentity(int(uid), int(gid)); err != nil {
-			done <- err
-			return
-		}
-		done <- f()
-	}()
-	return <-done
-}
-
-// setFileIdentity changes the calling thread. setfsuid(2) reports no failure; asking once more with an id that does not
-// exist tells the one in force.
-func setFileIdentity(uid, gid int) error {
-	unix.SetfsgidRetGid(gid)
-	if now, _ := unix.SetfsgidRetGid(-1); now != gid {
-		return fmt.Errorf("become group %d for file accesses (CAP_SETGID): %w", gid, unix.EPERM)
-	}
-	unix.SetfsuidRetUid(uid)
-	if now, _ := unix.SetfsuidRetUid(-1); now != uid {
-		return fmt.Errorf("become user %d for file accesses (CAP_SETUID): %w", uid, unix.EPERM)
-	}
-	return nil
-}
 
 // envoyDir is Envoy's directory, as its master sees it.
 type envoyDir struct {
@@ -79,58 +47,52 @@ func (d envoyDir) make(runDir string, bootstrap *bootstrapv3.Bootstrap) error {
 	if err := os.RemoveAll(string(d.Dir)); err != nil {
 		return err
 	}
-	return d.asGroup(func() error {
-		for _, dir := range []struct {
-			path string
-			mode fs.FileMode
-		}{
-			{string(d.Dir), dirEnvoyReads},
-			{d.AdminDir(), dirEnvoyWrites},
-			{string(d.Credentials()), dirEnvoyReads},
-			{string(d.Tickets()), dirEnvoyReads},
-		} {
-			if err := d.mkdir(dir.path, dir.mode); err != nil {
-				return err
-			}
+	for _, dir := range []struct {
+		path string
+		mode fs.FileMode
+	}{
+		{string(d.Dir), dirEnvoyReads},
+		{d.AdminDir(), dirEnvoyWrites},
+		{string(d.Credentials()), dirEnvoyReads},
+		{string(d.Tickets()), dirEnvoyReads},
+	} {
+		if err := d.mkdir(dir.path, dir.mode); err != nil {
+			return err
 		}
-		return d.write(d.Bootstrap(), raw)
-	})
+	}
+	return d.write(d.Bootstrap(), raw)
 }
 
 // publish puts a new version of all files of p in force, by one rename, and removes the one before.
 func (d envoyDir) publish(p envoy.Published, files map[string][]byte) error {
-	return d.asGroup(func() error {
-		dir := string(p)
-		link := filepath.Join(dir, envoy.DataLink)
-		before, err := os.Readlink(link)
-		if err != nil && !os.IsNotExist(err) {
+	dir := string(p)
+	link := filepath.Join(dir, envoy.DataLink)
+	before, err := os.Readlink(link)
+	if err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	n, _ := strconv.Atoi(strings.TrimPrefix(before, "..")) // zero before the first
+	version := ".." + strconv.Itoa(n+1)
+	if err := d.mkdir(filepath.Join(dir, version), dirEnvoyReads); err != nil {
+		return err
+	}
+	for name, content := range files {
+		if err := d.write(filepath.Join(dir, version, name), content); err != nil {
 			return err
 		}
-		n, _ := strconv.Atoi(strings.TrimPrefix(before, "..")) // zero before the first
-		version := ".." + strconv.Itoa(n+1)
-		if err := d.mkdir(filepath.Join(dir, version), dirEnvoyReads); err != nil {
-			return err
-		}
-		for name, content := range files {
-			if err := d.write(filepath.Join(dir, version, name), content); err != nil {
-				return err
-			}
-		}
-		next := filepath.Join(dir, "..next")
-		if err := os.Symlink(version, next); err != nil {
-			return err
-		}
-		if err := os.Rename(next, link); err != nil {
-			return err
-		}
-		if before == "" {
-			return nil
-		}
-		return os.RemoveAll(filepath.Join(dir, before))
-	})
+	}
+	next := filepath.Join(dir, "..next")
+	if err := os.Symlink(version, next); err != nil {
+		return err
+	}
+	if err := os.Rename(next, link); err != nil {
+		return err
+	}
+	if before == "" {
+		return nil
+	}
+	return os.RemoveAll(filepath.Join(dir, before))
 }
-
-func (d envoyDir) asGroup(f func() error) error { return actAs(uint32(os.Geteuid()), d.gid, f) }
 
 // mkdir and write do not rely on the umask, nor on which group a new file gets: a directory with the setgid bit, such as
 // a volume of a pod with an fsGroup, would choose another.

@@ -2,7 +2,6 @@ package meshproxy
 
 import (
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -47,31 +46,5 @@ func TestTicketKeysHaveOnePredecessor(t *testing.T) {
 	}
 	if s := fmt.Sprintf("%v %+v %#v %s", third, third, third, third); strings.ContainsAny(s, "0x[{") {
 		t.Errorf("a log would show %s", s)
-	}
-}
-
-func TestEnvoysLogBecomesOurs(t *testing.T) {
-	var out strings.Builder
-	l := &envoyLog{log: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{
-		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		},
-	}))}
-	for _, part := range []string{
-		"warning|main|half a ", "line\nerror|config|cannot bind \\'[::]:15006\\': in use\ninfo|main|a|b\n",
-		"\nterminate called\n", "rest",
-	} {
-		fmt.Fprint(l, part)
-	}
-	want := `level=WARN msg="half a line" source=envoy logger=main
-level=ERROR msg="cannot bind '[::]:15006': in use" source=envoy logger=config
-level=INFO msg=a|b source=envoy logger=main
-level=ERROR msg="terminate called" source=envoy
-`
-	if out.String() != want || l.lastError() != "terminate called" {
-		t.Errorf("got:\n%slast %q, want:\n%s", &out, l.lastError(), want)
 	}
 }

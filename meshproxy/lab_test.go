@@ -27,12 +27,16 @@ import (
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/guest/guard"
+	"portcullis.dev/portcullis/meshproxy/confine"
 	"portcullis.dev/portcullis/meshproxy/internal/testenvoy"
 	"portcullis.dev/portcullis/pki"
 	"portcullis.dev/portcullis/tests/netlab"
 )
 
-func TestMain(m *testing.M) { netlab.Main(m) }
+func TestMain(m *testing.M) {
+	confine.Launch() // for tests that run a mesh proxy in their own process
+	netlab.Main(m)
+}
 
 const envoyUser = 1337
 
@@ -214,7 +218,12 @@ func (p *pod) flags(args ...string) []string {
 // start starts the mesh proxy and does not wait.
 func (p *pod) start(args ...string) {
 	p.t.Helper()
-	cmd, exited := p.command(p.flags(args...)...), make(chan error, 1)
+	p.launch(p.command(p.flags(args...)...))
+}
+
+func (p *pod) launch(cmd *exec.Cmd) {
+	p.t.Helper()
+	exited := make(chan error, 1)
 	cmd.Stdout, cmd.Stderr = p.log, p.log
 	if err := cmd.Start(); err != nil {
 		p.t.Fatal(err)
@@ -240,6 +249,11 @@ func (p *pod) ready() error {
 func (p *pod) startReady(args ...string) {
 	p.t.Helper()
 	p.start(args...)
+	p.awaitReady()
+}
+
+func (p *pod) awaitReady() {
+	p.t.Helper()
 	p.await("ready", func() error {
 		select {
 		case err := <-p.exited:
@@ -356,8 +370,10 @@ func overTLS(from *netlab.Host, addr netip.AddrPort, config *tls.Config) (string
 	return got, conn.ConnectionState(), err
 }
 
-func readGreeting(conn net.Conn) (string, error) {
-	conn.SetReadDeadline(time.Now().Add(dialTimeout))
+func readGreeting(conn net.Conn) (string, error) { return readGreetingIn(conn, dialTimeout) }
+
+func readGreetingIn(conn net.Conn, d time.Duration) (string, error) {
+	conn.SetReadDeadline(time.Now().Add(d))
 	got := make([]byte, len(greeting))
 	n, err := io.ReadFull(conn, got)
 	return string(got[:n]), err

@@ -33,7 +33,9 @@ import (
 
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/meshproxy/config"
+	"portcullis.dev/portcullis/meshproxy/confine"
 	"portcullis.dev/portcullis/meshproxy/envoy"
+	"portcullis.dev/portcullis/meshproxy/probe"
 )
 
 const (
@@ -64,6 +66,10 @@ type Config struct {
 	RunDir string
 	// Drain is how long connections may take to end by themselves after a request to stop.
 	Drain time.Duration
+	// Hurry is closed to end the drain at once. It may be nil.
+	Hurry <-chan struct{}
+	// AccessLog logs every connection, and not only those that were refused.
+	AccessLog bool
 	// Guard is the kernel's when it is nil.
 	Guard Guard
 	Log   *slog.Logger
@@ -84,14 +90,18 @@ func Run(ctx context.Context, c Config) error {
 	s := &supervisor{
 		Config: c,
 		dir:    envoyDir{Dir: envoy.Dir(filepath.Join(c.RunDir, "envoy")), gid: c.EnvoyUser},
-		state:  state{phase: "the mesh proxy is starting"},
+		state:  state{cause: causeStarting, phase: "the mesh proxy is starting"},
 	}
 	if s.Guard == nil {
 		s.Guard = kernelGuard{c.Mesh.EgressPolicy}
 	}
+	s.drops = &countingGuard{Guard: s.Guard}
+	s.Guard = s.drops
 	if s.Log == nil {
 		s.Log = slog.New(slog.DiscardHandler)
 	}
+	s.logs = newLogs(s.Log, s.Mesh, s.AccessLog)
+	defer s.logs.close()
 	if err := s.prepare(ctx); err != nil {
 		return err
 	}
@@ -101,9 +111,13 @@ func Run(ctx context.Context, c Config) error {
 type supervisor struct {
 	Config
 	program string // Envoy's path
+	limits  confine.Limits
 	dir     envoyDir
 	ports   guard.Ports
 	admin   *adminClient
+	logs    *logs
+	stats   *envoy.Stats
+	drops   *countingGuard
 	gate    gate
 
 	state
@@ -112,18 +126,21 @@ type supervisor struct {
 // state is what readiness, metrics and the admin view tell.
 type state struct {
 	mu          sync.Mutex
-	phase       string // why the proxy is not ready; empty while it serves
+	cause       cause  // why the proxy is not ready, in a word
+	phase       string // and in words; empty while it serves
 	starts      int    // of Envoy
 	published   int
 	refused     int
 	credentials *credentials // in force
 	tickets     tickets      // in force
+
+	ticketsPublished int
 }
 
-func (s *state) set(phase string) {
+func (s *state) set(cause cause, phase string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.phase = phase
+	s.cause, s.phase = cause, phase
 }
 
 // prepare does everything that can fail before Envoy runs, and closes the gate first of all.
@@ -155,8 +172,14 @@ func (s *supervisor) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	bootstrap, err := envoy.Bootstrap(s.Mesh, envoy.Options{Dir: s.dir.Dir, MaxConnections: connections})
+	bootstrap, err := envoy.Bootstrap(s.Mesh, envoy.Options{
+		Dir: s.dir.Dir, MaxConnections: connections, AccessLog: s.AccessLog,
+	})
 	if err != nil {
+		return err
+	}
+	s.stats = envoy.NewStats(bootstrap)
+	if s.limits, err = s.envoyLimits(bootstrap); err != nil {
 		return err
 	}
 	if err := s.dir.make(s.RunDir, bootstrap); err != nil {
@@ -165,7 +188,7 @@ func (s *supervisor) prepare(ctx context.Context) error {
 	if err := s.publish(creds); err != nil {
 		return err
 	}
-	s.admin = newAdminClient(s.dir.AdminSocket(), s.EnvoyUser)
+	s.admin = newAdminClient(s.dir.AdminSocket())
 	return nil
 }
 
@@ -252,6 +275,13 @@ func (s *supervisor) serve(ctx context.Context) error {
 		}
 		defer names.Close()
 	}
+	var probes net.Listener
+	if len(s.Mesh.Probes) > 0 {
+		if probes, err = probe.Listen(); err != nil {
+			return err
+		}
+		defer probes.Close()
+	}
 	// The others end when the supervision of Envoy has, which drains first; and one that cannot go on ends all.
 	ctx, failed := context.WithCancel(ctx)
 	defer failed()
@@ -274,6 +304,9 @@ func (s *supervisor) serve(ctx context.Context) error {
 	}
 	if view != nil {
 		beside(func() error { return s.serveView(all, view) })
+	}
+	if probes != nil {
+		beside(func() error { return probe.Serve(all, probes, s.Mesh.Probes, s.Log) })
 	}
 	group.Go(func() error {
 		defer stop()

@@ -87,22 +87,47 @@ func (s *supervisor) answerReady(ctx context.Context, l net.Listener) error {
 	}
 }
 
+// A cause is why the proxy is not ready, in a word for metrics. There are few, and they stay.
+type cause string
+
+const (
+	causeStarting    cause = "starting"    // an Envoy is not live yet, since the proxy began or since Envoy died
+	causeEnvoy       cause = "envoy"       // Envoy died, or does not answer
+	causeCertificate cause = "certificate" // it is not in its time
+	causeGuard       cause = "guard"       // it is not in the state that was asked for
+	causeStopping    cause = "stopping"    // the proxy drains
+)
+
+type unready struct {
+	cause cause
+	error
+}
+
+func (u *unready) Unwrap() error { return u.error }
+
+func because(c cause, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &unready{c, err}
+}
+
 // ready looks again at everything that "ready" promises: Envoy is live, the guard is in the state that was asked for, and
 // the certificate is in its time.
 func (s *supervisor) ready(ctx context.Context) error {
 	s.mu.Lock()
-	phase, creds := s.phase, s.credentials
+	cause, phase, creds := s.cause, s.phase, s.credentials
 	s.mu.Unlock()
 	if phase != "" {
-		return errors.New(phase)
+		return because(cause, errors.New(phase))
 	}
 	if err := creds.valid(time.Now()); err != nil {
-		return err
+		return because(causeCertificate, err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, readyTimeout/2)
 	defer cancel()
 	if err := s.admin.live(ctx); err != nil {
-		return err
+		return because(causeEnvoy, err)
 	}
-	return s.fault(ctx)
+	return because(causeGuard, s.fault(ctx))
 }

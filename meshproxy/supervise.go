@@ -16,7 +16,10 @@ import (
 // supervise keeps an Envoy alive until ctx is cancelled. An Envoy that has never been live is a mistake that no restart
 // mends, such as a port that is taken, so its error is returned; afterwards Envoy is restarted for ever.
 func (s *supervisor) supervise(ctx context.Context) error {
-	parent := newParent()
+	parent, err := newParent()
+	if err != nil {
+		return err
+	}
 	defer parent.close()
 	delays := backoff{}
 	for first := true; ; first = false {
@@ -29,7 +32,7 @@ func (s *supervisor) supervise(ctx context.Context) error {
 			return err
 		}
 		wait := delays.next(time.Since(began))
-		s.set("Envoy is not running: " + err.Error())
+		s.set(causeEnvoy, "Envoy is not running: "+err.Error())
 		s.Log.Error("Envoy is restarted", "err", err, "after", wait.String())
 		select {
 		case <-time.After(wait):
@@ -69,11 +72,11 @@ func (s *supervisor) runEnvoy(ctx context.Context, parent *parent) (live bool, e
 		return false, &guardError{err}
 	}
 	s.Log.Info("ready", "config", s.Mesh.String(), "envoy", p.pid(), "after", time.Since(began).String())
-	s.set("")
+	s.set("", "")
 	debug.FreeOSMemory() // most of what it took to come here is not needed again
 	select {
 	case <-p.done:
-		s.set("Envoy died")
+		s.set(causeEnvoy, "Envoy died")
 		return true, p.death()
 	case <-ctx.Done():
 		s.drain(ending, p)
@@ -125,9 +128,17 @@ func (s *supervisor) lift(ctx context.Context) error {
 // drain lets connections end by themselves. New ones are still taken for a while, as peers learn only by and by that this
 // pod is going; it ends early when there are none.
 func (s *supervisor) drain(ctx context.Context, p *process) {
-	s.set("the mesh proxy is stopping")
+	s.set(causeStopping, "the mesh proxy is stopping")
+	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, s.Drain)
 	defer cancel()
+	go func() {
+		select {
+		case <-s.Hurry:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	if err := s.admin.drain(ctx); err != nil {
 		s.Log.Warn("Envoy does not drain", "err", err)
 		return
@@ -143,7 +154,7 @@ func (s *supervisor) drain(ctx context.Context, p *process) {
 		case <-p.done:
 			return
 		case <-ctx.Done():
-			s.Log.Warn("connections are cut off", "active", active, "after", s.Drain.String())
+			s.Log.Warn("connections are cut off", "active", active, "after", time.Since(began).String())
 			return
 		case <-tick.C:
 		}

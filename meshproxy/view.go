@@ -5,15 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
-	"portcullis.dev/portcullis/guest/guard"
+	"golang.org/x/net/netutil"
 )
 
-// viewed are the pages of Envoy's admin interface that may be read. The request's own path never reaches Envoy: it
-// selects one of these constants.
+// viewed are the pages of Envoy's admin interface that may be read. Nothing of a request reaches Envoy: its path selects
+// one of these constants, letter by letter.
 var viewed = map[string]string{
 	"/stats/prometheus": "/stats/prometheus",
 	"/certs":            "/certs",
@@ -22,88 +24,77 @@ var viewed = map[string]string{
 	"/server_info":      "/server_info",
 }
 
+// viewConnections bounds what a network can make the supervisor hold, which is in every pod. A scrape takes one.
+const viewConnections = 32
+
 // serveView answers on the admin port. To the guard it is a port like any other: behind mutual TLS unless the ingress
 // configuration names it.
 func (s *supervisor) serveView(ctx context.Context, l net.Listener) error {
 	server := &http.Server{
-		Handler:           http.HandlerFunc(s.view),
+		Handler:           s.view(),
 		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      30 * time.Second,
-		IdleTimeout:       time.Minute,
+		ReadTimeout:       5 * time.Second,
+		WriteTimeout:      15 * time.Second,
+		IdleTimeout:       5 * time.Second,
 		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
+		// or else it answers OPTIONS * by itself
+		DisableGeneralOptionsHandler: true,
 	}
 	stop := context.AfterFunc(ctx, func() { server.Close() })
 	defer stop()
-	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(netutil.LimitListener(l, viewConnections)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve the admin port: %w", err)
 	}
 	return nil
 }
 
-func (s *supervisor) view(w http.ResponseWriter, r *http.Request) {
-	page, ofEnvoy := viewed[r.URL.Path]
-	switch {
-	case !ofEnvoy && r.URL.Path != "/ready" && r.URL.Path != "/metrics":
-		http.Error(w, "not found", http.StatusNotFound)
-	case r.Method != http.MethodGet:
-		w.Header().Set("Allow", http.MethodGet)
-		http.Error(w, "the admin view is read-only", http.StatusMethodNotAllowed)
-	case ofEnvoy:
-		err := s.admin.do(r.Context(), http.MethodGet, page, func(h http.Header, body io.Reader) error {
-			w.Header().Set("Content-Type", h.Get("Content-Type"))
-			w.Header().Set("X-Content-Type-Options", "nosniff")
-			_, err := io.Copy(w, body)
-			return err
-		})
-		if err != nil && r.Context().Err() == nil {
-			s.Log.Warn("the admin view has no answer", "page", page, "err", err)
-			http.Error(w, "Envoy does not answer", http.StatusBadGateway)
+// view answers a request with one of a few pages. It looks at the path as it was sent, so that there is one spelling of each,
+// and takes no body, so that there is nothing to disagree about where a request ends.
+func (s *supervisor) view() http.Handler {
+	metrics := s.metrics()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		path, _, _ := strings.Cut(r.RequestURI, "?")
+		page, ofEnvoy := viewed[path]
+		switch {
+		case !ofEnvoy && path != "/ready" && path != "/metrics":
+			refuse(w, "not found", http.StatusNotFound)
+		case r.Method != http.MethodGet:
+			w.Header().Set("Allow", http.MethodGet)
+			refuse(w, "the admin view is read-only", http.StatusMethodNotAllowed)
+		case r.ContentLength != 0:
+			refuse(w, "the admin view takes no body", http.StatusBadRequest)
+		case ofEnvoy:
+			s.viewEnvoy(w, r, page)
+		case path == "/ready":
+			if err := s.ready(r.Context()); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+			fmt.Fprintln(w, "LIVE") // as Envoy's own /ready says it
+		default:
+			metrics.ServeHTTP(w, r)
 		}
-	case r.URL.Path == "/ready":
-		if err := s.ready(r.Context()); err != nil {
-			http.Error(w, err.Error(), http.StatusServiceUnavailable)
-			return
-		}
-		fmt.Fprintln(w, "LIVE") // as Envoy's own /ready says it
-	default:
-		s.metrics(r.Context(), w)
-	}
+	})
 }
 
-// metrics are in Prometheus' text format, version 0.0.4.
-func (s *supervisor) metrics(ctx context.Context, w http.ResponseWriter) {
-	ready := 1
-	if s.ready(ctx) != nil {
-		ready = 0
-	}
-	status, err := s.Guard.Inspect(ctx)
-	if err != nil {
-		s.Log.Warn("the guard's state is not known", "err", err) // every state is 0 then
-	}
-	foreign, restored := s.counts()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	metric := func(name, kind, help string, value any) {
-		fmt.Fprintf(w, "# HELP portcullis_meshproxy_%[1]s %[3]s\n# TYPE portcullis_meshproxy_%[1]s %[2]s\n", name, kind, help)
-		fmt.Fprintf(w, "portcullis_meshproxy_%s %v\n", name, value)
-	}
-	metric("ready", "gauge", "Whether the mesh proxy serves.", ready)
-	metric("envoy_starts_total", "counter", "How often Envoy was started.", s.starts)
-	metric("credentials_published_total", "counter", "How often credentials were put in force.", s.published)
-	metric("credentials_refused_total", "counter", "How often new credentials were refused.", s.refused)
-	metric("certificate_not_after_seconds", "gauge", "When the certificate in force expires, in Unix time.",
-		s.credentials.leaf.NotAfter.Unix())
-	metric("foreign_rule_changes_total", "counter", "How often another process changed nftables rules.", foreign)
-	metric("guard_restored_total", "counter", "How often the guard was not as it should be, and was put back.", restored)
-	const name = "portcullis_meshproxy_guard_state"
-	fmt.Fprintf(w, "# HELP %s The guard's state: 1 for the one it is in.\n# TYPE %s gauge\n", name, name)
-	for _, state := range []guard.State{guard.Closed, guard.Mesh, guard.Opened, guard.Foreign} {
-		is := 0
-		if state == status.State {
-			is = 1
+// refuse ends the connection, too: whoever sends such a thing is no scraper.
+func refuse(w http.ResponseWriter, why string, code int) {
+	w.Header().Set("Connection", "close")
+	http.Error(w, why, code)
+}
+
+func (s *supervisor) viewEnvoy(w http.ResponseWriter, r *http.Request, page string) {
+	err := s.admin.do(r.Context(), http.MethodGet, page, func(h http.Header, body io.Reader) error {
+		w.Header().Set("Content-Type", h.Get("Content-Type"))
+		_, err := io.Copy(w, body)
+		return err
+	})
+	if err != nil && r.Context().Err() == nil {
+		if s.logs.messages.allow("admin view") {
+			s.Log.Warn("the admin view has no answer", "page", page, "err", err)
 		}
-		fmt.Fprintf(w, "%s{state=%q} %d\n", name, state, is)
+		http.Error(w, "Envoy does not answer", http.StatusBadGateway)
 	}
 }

@@ -14,11 +14,12 @@ import (
 	"portcullis.dev/portcullis/cmd/internal/command"
 	"portcullis.dev/portcullis/meshproxy"
 	"portcullis.dev/portcullis/meshproxy/config"
+	"portcullis.dev/portcullis/meshproxy/confine"
 )
 
 const help = `meshproxy puts a podVM's connections behind mutual TLS and lifts the guard for them.
 
-  meshproxy [flags]                     run until SIGTERM, then drain
+  meshproxy [flags]                     run until SIGTERM, then drain; a second signal ends that at once
   meshproxy ready [--run-dir DIR]       check that the one that runs is ready
 
 Flags:
@@ -29,6 +30,9 @@ Flags:
   --egress-policy WORD open (the default); closed: nothing leaves the pod but Envoy's connections to egress entries and
                        the Initializer's to the Coordinator; closed,dns: and port 53 (or CONTRAST_EGRESS_POLICY)
   --admin-port PORT    serve a read-only admin view there (or CONTRAST_ADMIN_PORT)
+  --probes ENTRIES     container/liveness|readiness|startup#check#timeout[#header:value]..., joined by ##: what is answered
+                       for kubelet on port 15021 (CONTRAST_PROBES may repeat it)
+  --access-log         log every connection, not only those that are refused (or CONTRAST_ACCESS_LOG=true)
   --envoy PATH         the Envoy program (default "envoy", from PATH)
   --envoy-user ID      the user and group id that Envoy runs as (default 1337)
   --concurrency N      Envoy's workers (default 1)
@@ -46,7 +50,10 @@ Exit codes:
   3  ready only: it is not ready
 `
 
-func main() { command.Main("meshproxy", run) }
+func main() {
+	confine.Launch() // in the process that becomes Envoy
+	command.Main("meshproxy", run)
+}
 
 func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("meshproxy", flag.ContinueOnError)
@@ -63,6 +70,8 @@ func run(ctx context.Context, args []string) error {
 		flags.String("egress", "", "")
 		flags.String("admin-port", "", "")
 		flags.String("egress-policy", "", "")
+		flags.String("probes", "", "")
+		flags.BoolVar(&cfg.AccessLog, "access-log", false, "")
 		flags.StringVar(&cfg.Envoy, "envoy", "envoy", "")
 		flags.UintVar(&envoyUser, "envoy-user", 1337, "")
 		flags.IntVar(&cfg.Concurrency, "concurrency", 1, "")
@@ -92,7 +101,14 @@ func run(ctx context.Context, args []string) error {
 	if cfg.Mesh, err = meshConfig(flags, os.LookupEnv); err != nil {
 		return err
 	}
+	if cfg.AccessLog, err = accessLog(flags, os.LookupEnv); err != nil {
+		return err
+	}
 	cfg.Log = command.Logger("meshproxy")
+	cfg.Hurry = command.SecondSignal()
+	if err := confine.Self(cfg.EnvoyUser); err != nil {
+		return fmt.Errorf("start the mesh proxy: %w", err)
+	}
 	return meshproxy.Run(ctx, cfg)
 }
 
@@ -106,6 +122,7 @@ func meshConfig(flags *flag.FlagSet, lookup func(string) (string, bool)) (*confi
 		{"egress", "CONTRAST_EGRESS_PROXY_CONFIG"},
 		{"admin-port", "CONTRAST_ADMIN_PORT"},
 		{"egress-policy", "CONTRAST_EGRESS_POLICY"},
+		{"probes", "CONTRAST_PROBES"},
 	} {
 		argument := flags.Lookup(source.flag).Value.String()
 		variable, _ := lookup(source.variable)
@@ -118,15 +135,37 @@ func meshConfig(flags *flag.FlagSet, lookup func(string) (string, bool)) (*confi
 			values = append(values, argument)
 		}
 	}
-	cfg, err := config.Parse(values[0], values[1], values[2], values[3])
+	cfg, err := config.Values{
+		Ingress: values[0], Egress: values[1], AdminPort: values[2], EgressPolicy: values[3], Probes: values[4],
+	}.Parse()
 	if err != nil {
 		return nil, err
+	}
+	if len(cfg.Probes) > 0 && !given["probes"] {
+		return nil, usage("probes are requests to the application, and an environment variable is not trusted with those: " +
+			"pass --probes as an argument")
 	}
 	if cfg.Mode == config.Disabled && !given["ingress"] {
 		return nil, usage("ingress DISABLED opens the guard, and an environment variable is not trusted with that: " +
 			"pass --ingress=DISABLED as an argument")
 	}
 	return cfg, nil
+}
+
+// accessLog is like meshConfig.
+func accessLog(flags *flag.FlagSet, lookup func(string) (string, bool)) (on bool, err error) {
+	const variable = "CONTRAST_ACCESS_LOG"
+	argument := flags.Lookup("access-log")
+	given := false
+	flags.Visit(func(f *flag.Flag) { given = given || f == argument })
+	value, _ := lookup(variable)
+	switch {
+	case value != "" && value != "true" && value != "false":
+		return false, usage("%s is %q: want true or false", variable, value)
+	case given && value != "" && value != argument.Value.String():
+		return false, usage("--access-log is %s and %s is %s: they must agree", argument.Value, variable, value)
+	}
+	return value == "true" || argument.Value.String() == "true", nil
 }
 
 func usage(format string, args ...any) error {

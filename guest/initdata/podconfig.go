@@ -56,13 +56,15 @@ type PodConfig struct {
 	Mesh *MeshConfig
 }
 
-// MeshConfig holds the values of the mesh proxy's annotations, in the grammar of package meshproxy/config.
+// MeshConfig holds the mesh proxy's values, in the grammar of package meshproxy/config.
 type MeshConfig struct {
 	Ingress, Egress string
 	// AdminPort is empty when there is no admin listener.
 	AdminPort string
 	// EgressPolicy is empty when the pod may send what it likes.
 	EgressPolicy string
+	// Probes are what the proxy answers for kubelet; generate writes them.
+	Probes string
 }
 
 // Text returns the TOML text of c.
@@ -85,6 +87,7 @@ func (c PodConfig) Text() (string, error) {
 		line("egress", c.Mesh.Egress)
 		line("admin-port", c.Mesh.AdminPort)
 		line("egress-policy", c.Mesh.EgressPolicy)
+		line("probes", c.Mesh.Probes)
 	}
 	return b.String(), nil
 }
@@ -120,6 +123,7 @@ func ParsePodConfig(text string) (PodConfig, error) {
 			Egress:       mesh.take("egress"),
 			AdminPort:    mesh.take("admin-port"),
 			EgressPolicy: mesh.take("egress-policy"),
+			Probes:       mesh.take("probes"),
 		}
 		mesh.done()
 		delete(tables, "mesh")

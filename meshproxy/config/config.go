@@ -4,8 +4,9 @@
 //
 //	ingress   name#port[/udp]#disableTLS[#identities]
 //	egress    name#127.x.y.z:port#host:port[#identities]
+//	probes    container/kind#check#timeout[#header:value]...
 //
-// The egress policy is a word: open, closed or closed,dns.
+// The egress policy is a word: open, closed or closed,dns. The probes are no annotation: generate writes them.
 //
 // A misread entry is a hole in the gate: a port that its owner believes to be behind mutual TLS and that is not. So
 // nothing is guessed, trimmed or skipped but empty entries; every fault of all values is reported at once, with the entry
@@ -34,6 +35,8 @@ type Config struct {
 	AdminPort Port
 	// EgressPolicy says what may leave the pod otherwise than through Egress.
 	EgressPolicy EgressPolicy
+	// Probes are what the proxy answers on ProbePort; none unless Mode is Mesh.
+	Probes []Probe
 }
 
 // EgressPolicy says what the pod itself may send. The zero value locks it in.
@@ -219,6 +222,9 @@ func (c *Config) GuardPorts() (plaintextTCP, plaintextUDP, noClientAuth []uint16
 		case e.TLS == ServerTLS && !e.UDP:
 			noClientAuth = append(noClientAuth, uint16(e.Port))
 		}
+	}
+	if len(c.Probes) > 0 {
+		plaintextTCP = append(plaintextTCP, uint16(ProbePort))
 	}
 	for _, ports := range [][]uint16{plaintextTCP, plaintextUDP, noClientAuth} {
 		slices.SortFunc(ports, cmp.Compare[uint16])

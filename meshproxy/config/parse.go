@@ -24,7 +24,7 @@ const (
 
 // Fault is one thing that is wrong with a value.
 type Fault struct {
-	Value string // which value: "ingress", "egress", "admin port" or "egress policy"
+	Value string // which value: "ingress", "egress", "admin port", "egress policy" or "probes"
 	Entry int    // which entry, counted from 1 without the empty ones; 0 when the value is no list
 	Text  string // the entry
 	Field string // which field of it, as in the grammar
@@ -58,18 +58,28 @@ func (e *Error) Error() string {
 // ExitCode says malformed input.
 func (*Error) ExitCode() int { return 2 }
 
-// Parse reads the values. The error is an *Error with every fault that they have, alone and together.
+// Values are what is said of a pod.
+type Values struct{ Ingress, Egress, AdminPort, EgressPolicy, Probes string }
+
+// Parse reads the values of a pod without probes.
 func Parse(ingress, egress, adminPort, egressPolicy string) (*Config, error) {
+	return Values{Ingress: ingress, Egress: egress, AdminPort: adminPort, EgressPolicy: egressPolicy}.Parse()
+}
+
+// Parse reads the values. The error is an *Error with every fault that they have, alone and together.
+func (v Values) Parse() (*Config, error) {
 	p := parser{value: "ingress"}
 	c := &Config{}
-	c.Mode, c.Ingress = p.ingress(ingress)
+	c.Mode, c.Ingress = p.ingress(v.Ingress)
 	p.value = "egress"
 	var listeners firsts[netip.AddrPort]
-	c.Egress, listeners = p.egress(egress)
-	p.value, p.entry, p.text = "admin port", 0, adminPort
-	c.AdminPort = p.admin(adminPort, listeners)
-	p.value, p.text = "egress policy", egressPolicy
-	c.EgressPolicy = p.policy(egressPolicy, c.Mode)
+	c.Egress, listeners = p.egress(v.Egress)
+	p.value, p.entry, p.text = "admin port", 0, v.AdminPort
+	c.AdminPort = p.admin(v.AdminPort, listeners)
+	p.value, p.text = "egress policy", v.EgressPolicy
+	c.EgressPolicy = p.policy(v.EgressPolicy, c.Mode)
+	p.value = "probes"
+	c.Probes = p.probes(v.Probes, c.Mode)
 	if len(p.faults) > 0 {
 		return nil, &Error{p.faults}
 	}

@@ -25,7 +25,7 @@ var Resolver = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 15053)
 // lock its connections carry the mark that the guard lets out, and names are looked up by the supervisor, since Envoy's
 // resolver gives its sockets no mark.
 func egress(e config.Egress, locked bool, dir Dir) (*listenerv3.Listener, *clusterv3.Cluster, error) {
-	name := "egress-" + e.Name
+	name := egressName(e)
 	if len(e.Identities) == 0 && !e.Any || e.Any && len(e.Identities) > 0 {
 		return nil, nil, fmt.Errorf("make Envoy's clusters: egress entry %q does not say which identity the peer must have", e)
 	}

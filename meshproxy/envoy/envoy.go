@@ -26,7 +26,6 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	metricsv3 "github.com/envoyproxy/go-control-plane/envoy/config/metrics/v3"
 	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
 	connectionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -58,6 +57,8 @@ type Options struct {
 	// MaxConnections is how many connections Envoy takes at a time, from peers and from the pod together; more are closed
 	// at once. Each costs two descriptors, and Envoy without any could not even read its secrets. Zero is refused.
 	MaxConnections int64
+	// AccessLog logs every connection, and not only those that were refused.
+	AccessLog bool
 }
 
 // Bootstrap is the whole configuration of an Envoy for cfg. It has passed every message's own validation.
@@ -69,14 +70,10 @@ func Bootstrap(cfg *config.Config, o Options) (*bootstrapv3.Bootstrap, error) {
 		// File SDS wants a node with both names.
 		Node: &corev3.Node{Id: "meshproxy", Cluster: "portcullis"},
 		Admin: &bootstrapv3.Admin{
-			Address:    pipe(o.Dir.AdminSocket(), 0o600),
+			Address:    pipe(o.Dir.AdminSocket(), 0o660),
 			AllowPaths: adminPaths(),
 		},
-		StatsConfig: &metricsv3.StatsConfig{
-			UseAllDefaultTags: wrapperspb.Bool(false),
-			// the one tag that our names are found by
-			StatsTags: []*metricsv3.TagSpecifier{{TagName: "envoy.cluster_name"}},
-		},
+		StatsConfig: statsConfig(),
 		OverloadManager: &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
 			Name: "envoy.resource_monitors.global_downstream_max_connections",
 			ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: pack(&connectionsv3.DownstreamConnectionsConfig{
@@ -101,6 +98,8 @@ func Bootstrap(cfg *config.Config, o Options) (*bootstrapv3.Bootstrap, error) {
 		s.Listeners, s.Clusters = append(s.Listeners, listener), append(s.Clusters, cluster)
 	}
 	for _, l := range s.Listeners {
+		l.StatPrefix = l.Name // or else its address
+		l.AccessLog = accessLog(l.Name, o.AccessLog)
 		l.PerConnectionBufferLimitBytes = wrapperspb.UInt32(bufferLimit)
 		// Workers share one socket: with one each, the kernel would split connections among them, blind to their load.
 		l.EnableReusePort = wrapperspb.Bool(false)

@@ -2,20 +2,23 @@ package envoy
 
 import (
 	"fmt"
+	"net/netip"
 
-	xdscore "github.com/cncf/xds/go/xds/core/v3"
 	xdsmatcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	rbacv3 "github.com/envoyproxy/go-control-plane/envoy/config/rbac/v3"
 	originaldstv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/listener/original_dst/v3"
+	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
-	inputsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
+	mtlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/rbac/principals/mtls_authenticated/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/meshproxy/config"
+	"portcullis.dev/portcullis/pki"
 )
 
 const (
@@ -27,35 +30,43 @@ const (
 	ownPorts = "150[0-9][0-9]"
 )
 
+// insideOnly are addresses that the kernel takes to loopback whoever has them: to connect there would show a peer what the
+// pod keeps to itself, such as its egress listeners. No packet should come in with them, but a host may give the pod any
+// address and any route.
+var insideOnly = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("::/128"),
+	netip.MustParsePrefix("::1/128"),
+}
+
 // ingress is a listener for each mark that the guard knows. What the guard hands to the one without client certificates
 // was listed for it; everything else it hands to the other, whose default chain wants a certificate of the mesh.
 func ingress(entries []config.Ingress, dir Dir) ([]*listenerv3.Listener, []*clusterv3.Cluster, error) {
 	mutual := intercepting("ingress", guard.PortIngress, guard.MarkIngress)
 	server := intercepting("ingress-no-client-auth", guard.PortIngressNoClientAuth, guard.MarkIngressNoClientAuth)
 
-	// A connection to the proxy's own ports would be one to itself, round and round.
-	mutual.FilterChains = []*listenerv3.FilterChain{{Name: chainBlackHole, Filters: filters(tcpProxy(clusterBlackHole))}}
 	mutual.DefaultFilterChain = tlsChain(chainMutualTLS, mutualTLS(dir, chainMutualTLS, nil))
-	chainByPort := map[string]string{}
+	mutualByPort, serverByPort := map[string]string{}, map[string]string{}
 	for _, e := range entries {
 		name, own := chainOf(e)
-		switch {
+		switch port := fmt.Sprint(e.Port); {
 		case !own:
 		case e.TLS == config.ServerTLS && !e.UDP:
-			chain := tlsChain(name, serverTLS(dir, name))
-			chain.FilterChainMatch = &listenerv3.FilterChainMatch{DestinationPort: wrapperspb.UInt32(uint32(e.Port))}
-			server.FilterChains = append(server.FilterChains, chain)
+			server.FilterChains = append(server.FilterChains, tlsChain(name, serverTLS(dir, name)))
+			serverByPort[port] = name
 		case e.TLS == config.MutualTLS && !e.UDP:
-			mutual.FilterChains = append(mutual.FilterChains, tlsChain(name, mutualTLS(dir, name, e.Identities)))
-			chainByPort[fmt.Sprint(e.Port)] = name
+			mutual.FilterChains = append(mutual.FilterChains, tlsChain(name, mutualTLS(dir, name, e.Identities), allow(e.Identities)))
+			mutualByPort[port] = name
 		default:
 			return nil, nil, fmt.Errorf("make Envoy's listeners: ingress entry %q is none that can be served", e)
 		}
 	}
-	mutual.FilterChainMatcher = blackHoleOr(chainByPort)
+	take(mutual, mutualByPort)
+	take(server, serverByPort)
 
 	listeners := []*listenerv3.Listener{mutual}
-	if len(server.FilterChains) > 0 {
+	if len(serverByPort) > 0 {
 		listeners = append(listeners, server)
 	}
 	return listeners, []*clusterv3.Cluster{application(), blackHole()}, nil
@@ -100,7 +111,7 @@ func intercepting(name string, port uint16, mark int64) *listenerv3.Listener {
 	return l
 }
 
-func tlsChain(name string, socket *corev3.TransportSocket) *listenerv3.FilterChain {
+func tlsChain(name string, socket *corev3.TransportSocket, before ...*listenerv3.Filter) *listenerv3.FilterChain {
 	proxy := tcpProxy(clusterIngress)
 	// The application hears of a peer only after the peer's handshake, client certificate included.
 	proxy.UpstreamConnectMode = tcpproxyv3.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
@@ -109,8 +120,29 @@ func tlsChain(name string, socket *corev3.TransportSocket) *listenerv3.FilterCha
 		Name:                          name,
 		TransportSocket:               socket,
 		TransportSocketConnectTimeout: duration(handshakeTimeout),
-		Filters:                       filters(proxy),
+		Filters:                       append(before, filters(proxy)...),
 	}
+}
+
+// allow is the second line behind a chain's TLS, with the same list: it drops what a peer of another identity says. It must
+// not be the first, since it looks at a connection only when the peer's first byte comes, and by then the application
+// of a server-first protocol has spoken.
+func allow(identities []pki.SAN) *listenerv3.Filter {
+	policy := &rbacv3.Policy{Permissions: []*rbacv3.Permission{{Rule: &rbacv3.Permission_Any{Any: true}}}}
+	for _, m := range exactly(identities) {
+		policy.Principals = append(policy.Principals, &rbacv3.Principal{Identifier: &rbacv3.Principal_Custom{
+			Custom: &corev3.TypedExtensionConfig{
+				Name: "envoy.rbac.principals.mtls_authenticated", TypedConfig: pack(&mtlsv3.Config{SanMatcher: m}),
+			},
+		}})
+	}
+	return &listenerv3.Filter{Name: "rbac", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(&rbacfilterv3.RBAC{
+		StatPrefix: "identities.",
+		Rules: &rbacv3.RBAC{
+			Action:   rbacv3.RBAC_ALLOW, // and deny everybody else
+			Policies: map[string]*rbacv3.Policy{"identities": policy},
+		},
+	})}}
 }
 
 // application is wherever the peer meant to connect to. The mark keeps what was decrypted inside the guest, and with it
@@ -133,29 +165,17 @@ func blackHole() *clusterv3.Cluster {
 	}
 }
 
-// blackHoleOr chooses a filter chain by the original destination port: none of the proxy's own, a port's own chain, or
-// (no match) the default chain.
-func blackHoleOr(chainByPort map[string]string) *xdsmatcher.Matcher {
-	port := &xdscore.TypedExtensionConfig{Name: "port", TypedConfig: pack(&inputsv3.DestinationPortInput{})}
+// take lets l choose a filter chain by the original destination: none of what is the proxy's own or the pod's loopback, a
+// port's own chain, or (no match) the default chain. Where there is no default, Envoy closes the connection.
+func take(l *listenerv3.Listener, chainByPort map[string]string) {
+	hole := &listenerv3.FilterChain{Name: chainBlackHole, Filters: filters(tcpProxy(clusterBlackHole))}
+	l.FilterChains = append([]*listenerv3.FilterChain{hole}, l.FilterChains...)
 	m := &xdsmatcher.Matcher{MatcherType: &xdsmatcher.Matcher_MatcherList_{MatcherList: &xdsmatcher.Matcher_MatcherList{
-		Matchers: []*xdsmatcher.Matcher_MatcherList_FieldMatcher{{
-			Predicate: &xdsmatcher.Matcher_MatcherList_Predicate{
-				MatchType: &xdsmatcher.Matcher_MatcherList_Predicate_SinglePredicate_{
-					SinglePredicate: &xdsmatcher.Matcher_MatcherList_Predicate_SinglePredicate{
-						Input: port,
-						Matcher: &xdsmatcher.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{
-							ValueMatch: &xdsmatcher.StringMatcher{MatchPattern: &xdsmatcher.StringMatcher_SafeRegex{
-								SafeRegex: &xdsmatcher.RegexMatcher{
-									EngineType: &xdsmatcher.RegexMatcher_GoogleRe2{GoogleRe2: &xdsmatcher.RegexMatcher_GoogleRE2{}},
-									Regex:      ownPorts,
-								},
-							}},
-						},
-					},
-				},
-			},
-			OnMatch: takeChain(chainBlackHole),
-		}},
+		Matchers: []*xdsmatcher.Matcher_MatcherList_FieldMatcher{
+			// A connection to the proxy's own ports would be one to itself, round and round.
+			when(portMatches(ownPorts), chainBlackHole),
+			when(addressIn(insideOnly), chainBlackHole),
+		},
 	}}}
 	if len(chainByPort) > 0 {
 		chains := map[string]*xdsmatcher.Matcher_OnMatch{}
@@ -164,18 +184,12 @@ func blackHoleOr(chainByPort map[string]string) *xdsmatcher.Matcher {
 		}
 		m.OnNoMatch = &xdsmatcher.Matcher_OnMatch{OnMatch: &xdsmatcher.Matcher_OnMatch_Matcher{Matcher: &xdsmatcher.Matcher{
 			MatcherType: &xdsmatcher.Matcher_MatcherTree_{MatcherTree: &xdsmatcher.Matcher_MatcherTree{
-				Input: port,
+				Input: inputPort(),
 				TreeType: &xdsmatcher.Matcher_MatcherTree_ExactMatchMap{
 					ExactMatchMap: &xdsmatcher.Matcher_MatcherTree_MatchMap{Map: chains},
 				},
 			}},
 		}}}
 	}
-	return m
-}
-
-func takeChain(name string) *xdsmatcher.Matcher_OnMatch {
-	return &xdsmatcher.Matcher_OnMatch{OnMatch: &xdsmatcher.Matcher_OnMatch_Action{
-		Action: &xdscore.TypedExtensionConfig{Name: name, TypedConfig: pack(wrapperspb.String(name))},
-	}}
+	l.FilterChainMatcher = m
 }

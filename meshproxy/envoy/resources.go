@@ -2,15 +2,21 @@ package envoy
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
+	xdscore "github.com/cncf/xds/go/xds/core/v3"
+	xdsmatcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
+	inputsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
+	ipv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/input_matchers/ip/v3"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
 func tcpProxy(cluster string) *tcpproxyv3.TcpProxy {
@@ -57,6 +63,58 @@ func udpAddress(host string, port uint16) *corev3.Address {
 
 func pipe(path string, mode uint32) *corev3.Address {
 	return &corev3.Address{Address: &corev3.Address_Pipe{Pipe: &corev3.Pipe{Path: path, Mode: mode}}}
+}
+
+// predicate is a condition on a connection, by which a filter chain is chosen.
+type predicate = xdsmatcher.Matcher_MatcherList_Predicate_SinglePredicate
+
+func portMatches(regex string) *predicate {
+	return &predicate{Input: inputPort(), Matcher: &xdsmatcher.Matcher_MatcherList_Predicate_SinglePredicate_ValueMatch{
+		ValueMatch: &xdsmatcher.StringMatcher{MatchPattern: &xdsmatcher.StringMatcher_SafeRegex{
+			SafeRegex: &xdsmatcher.RegexMatcher{
+				EngineType: &xdsmatcher.RegexMatcher_GoogleRe2{GoogleRe2: &xdsmatcher.RegexMatcher_GoogleRE2{}},
+				Regex:      regex,
+			},
+		}},
+	}}
+}
+
+func addressIn(prefixes []netip.Prefix) *predicate {
+	m := &ipv3.Ip{StatPrefix: "original_destination"}
+	for _, p := range prefixes {
+		m.CidrRanges = append(m.CidrRanges, &corev3.CidrRange{
+			AddressPrefix: p.Addr().String(), PrefixLen: wrapperspb.UInt32(uint32(p.Bits())),
+		})
+	}
+	return &predicate{
+		Input: extension("address", &inputsv3.DestinationIPInput{}),
+		Matcher: &xdsmatcher.Matcher_MatcherList_Predicate_SinglePredicate_CustomMatch{
+			CustomMatch: extension("ip", m),
+		},
+	}
+}
+
+func inputPort() *xdscore.TypedExtensionConfig {
+	return extension("port", &inputsv3.DestinationPortInput{})
+}
+
+func extension(name string, m proto.Message) *xdscore.TypedExtensionConfig {
+	return &xdscore.TypedExtensionConfig{Name: name, TypedConfig: pack(m)}
+}
+
+func when(p *predicate, chain string) *xdsmatcher.Matcher_MatcherList_FieldMatcher {
+	return &xdsmatcher.Matcher_MatcherList_FieldMatcher{
+		Predicate: &xdsmatcher.Matcher_MatcherList_Predicate{
+			MatchType: &xdsmatcher.Matcher_MatcherList_Predicate_SinglePredicate_{SinglePredicate: p},
+		},
+		OnMatch: takeChain(chain),
+	}
+}
+
+func takeChain(name string) *xdsmatcher.Matcher_OnMatch {
+	return &xdsmatcher.Matcher_OnMatch{OnMatch: &xdsmatcher.Matcher_OnMatch_Action{
+		Action: extension(name, wrapperspb.String(name)),
+	}}
 }
 
 func duration(d time.Duration) *durationpb.Duration { return durationpb.New(d) }

@@ -28,6 +28,18 @@ func Main(name string, run func(ctx context.Context, args []string) error) {
 	os.Exit(report(name, err))
 }
 
+// SecondSignal is closed by the second SIGINT or SIGTERM: whoever sends it does not want to wait for what the first one began.
+func SecondSignal() <-chan struct{} {
+	signals, second := make(chan os.Signal, 2), make(chan struct{})
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		<-signals
+		<-signals
+		close(second)
+	}()
+	return second
+}
+
 // Logger writes JSON lines to standard error, as log collectors of Kubernetes expect it.
 func Logger(name string) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(os.Stderr, nil)).With("component", name)

@@ -1,0 +1,7 @@
+package confine
+
+import "golang.org/x/sys/unix"
+
+const machine = unix.AUDIT_ARCH_AARCH64
+
+var machineSystemCalls = []uint32{unix.SYS_NEWFSTATAT}
