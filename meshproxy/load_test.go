@@ -223,9 +223,11 @@ func TestManyIdleConnections(t *testing.T) {
 	for range 4 {
 		openers.Go(func() {
 			for i := next.Add(1) - 1; i < int64(connections) && !t.Failed(); i = next.Add(1) - 1 {
-				if conns[i], err = open(); err != nil {
+				c, err := open()
+				if err != nil {
 					t.Errorf("connection %d: %v", i, err)
 				}
+				conns[i] = c
 			}
 		})
 	}

@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"portcullis.dev/portcullis/meshproxy/config"
 )
@@ -91,53 +89,6 @@ func TestStrangersWordsArePrintable(t *testing.T) {
 			t.Errorf("%q is shown as %q, want %q", in, got, want)
 		}
 	}
-}
-
-func TestABudgetIsSpentByKindAndSaysWhatItLeftOut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var out strings.Builder
-		b := &budget{log: textLog(&out), burst: 3, interval: time.Second}
-		count := func(kind string, n int) (allowed int) {
-			for range n {
-				if b.allow(kind) {
-					allowed++
-				}
-			}
-			return allowed
-		}
-		if a, c := count("a", 10), count("b", 2); a != 3 || c != 2 {
-			t.Errorf("at once %d and %d entries, want 3 and 2", a, c)
-		}
-		time.Sleep(2500 * time.Millisecond)
-		if a := count("a", 10); a != 2 {
-			t.Errorf("after 2.5 s %d entries more, want 2", a)
-		}
-		time.Sleep(500 * time.Millisecond)
-		if a := count("a", 10); a != 1 {
-			t.Errorf("after half a second more %d entries, want 1: the half is not lost", a)
-		}
-		if out.Len() != 0 {
-			t.Errorf("it reports at once: %s", &out)
-		}
-		time.Sleep(reportInterval)
-		synctest.Wait()
-		const first = "level=WARN msg=\"entries are left out of the log\" kind=a entries=24\n"
-		if out.String() != first {
-			t.Errorf("it reports %q, want %q", &out, first)
-		}
-		time.Sleep(time.Hour)
-		if a := count("a", 10); a != 3 {
-			t.Errorf("after an hour %d entries, want the burst of 3", a)
-		}
-		b.close()
-		if want := first + strings.Replace(first, "24", "7", 1); out.String() != want {
-			t.Errorf("at its end it reports %q, want %q", &out, want)
-		}
-		if n := b.suppressed(); n != 31 {
-			t.Errorf("it counts %d in all, want 31", n)
-		}
-		time.Sleep(time.Hour) // no timer is left that would report again
-	})
 }
 
 func TestConnectionsBecomeEntries(t *testing.T) {
