@@ -13,7 +13,7 @@ export GOTOOLCHAIN := local
 GOBUILD := CGO_ENABLED=0 GOFLAGS= go build -trimpath -buildvcs=false -mod=vendor -ldflags='-s -w -buildid='
 
 COMMANDS := $(notdir $(wildcard cmd/*-* cmd/initializer cmd/meshproxy cmd/coordinator cmd/portcullis))
-LABTOOLS := demo shop simtee matrix
+LABTOOLS := demo shop simtee matrix meshbench
 SOURCES := $(shell find . -name '*.go' -not -path './vendor/*' -not -path './tests/demo/out/*') go.mod go.sum
 
 .PHONY: help
@@ -31,6 +31,7 @@ demo-broken: demo-packages envoy build ## break each thing that the demo checks,
 .PHONY: test
 test: test-packages envoy build lint ## all checks and tests
 	CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
+	GOFLAGS= go -C tools/prometheus test -count=1 ./... # of docs/, which Go's cache of tests does not look at
 
 .PHONY: matrix
 matrix: test-packages matrix-packages envoy build ## the gate against hostile networks, hosts and rules, row by row; MUTATE=1 weakens the guard and wants each weakness noticed
@@ -43,7 +44,7 @@ soak: test-packages matrix-packages envoy build ## what takes long: a minute of 
 		-run '^(TestRotationUnderLoad|TestManyIdleConnections|TestLargeTransferBothWays|TestChaos|TestEnvoyAcceptsRandomConfigurations)$$'
 
 .PHONY: ci
-ci: test demo demo-broken ## what a change must pass
+ci: sslyze test matrix demo demo-broken ## what a change must pass
 
 .PHONY: build
 build: $(COMMANDS:%=bin/%) $(LABTOOLS:%=bin/%) ## build every command into bin/
@@ -52,6 +53,7 @@ bin/demo: MAIN = ./tests/demo
 bin/shop: MAIN = ./tests/demo/shop
 bin/simtee: MAIN = ./tests/simtee/cmd/simtee
 bin/matrix: MAIN = ./tests/matrix
+bin/meshbench: MAIN = ./tests/bench/mesh
 bin/%: MAIN = ./cmd/$*
 bin/%: $(SOURCES) vendor/modules.txt
 	@mkdir -p bin
@@ -74,12 +76,21 @@ $(CACHE)/tools/.built: tools/go.mod tools/go.sum
 	@touch $@
 
 .PHONY: bench
-bench: build ## benchmarks of the packages
+bench: test-packages matrix-packages envoy build ## what the mesh costs, beside plaintext and beside iptables with Envoy's defaults: a table, and bin/bench.{svg,json}
+	@bin/meshbench --svg bin/bench.svg --json bin/bench.json $(BENCHFLAGS)
+
+.PHONY: microbench
+microbench: build ## benchmarks of the packages
 	CGO_ENABLED=0 GOFLAGS=-mod=vendor go test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: envoy
 envoy: ## fetch the pinned Envoy into the cache
 	@tools/envoy.sh $(dir $(PORTCULLIS_ENVOY))
+
+.PHONY: sslyze
+sslyze: ## fetch the pinned sslyze into the cache; with it `make test` compares the ports with Mozilla's recommendations
+	@tools/packages.sh python3 python3-venv
+	@tools/sslyze.sh $(CACHE)/sslyze-6.3.1
 
 .PHONY: demo-packages test-packages matrix-packages
 demo-packages:

@@ -63,9 +63,14 @@ func (a *adminClient) live(ctx context.Context) error {
 	return err
 }
 
-// activeConnections counts the connections to the application and to peers.
+// activeConnections counts the connections from and to the application and peers, those in their handshakes among them.
 func (a *adminClient) activeConnections(ctx context.Context) (int, error) {
-	return a.sum(ctx, envoy.CxActive)
+	from, err := a.sum(ctx, envoy.DownstreamCxActive)
+	if err != nil {
+		return 0, err
+	}
+	to, err := a.sum(ctx, envoy.CxActive)
+	return from + to, err
 }
 
 // drain makes Envoy close its listeners after its drain time.
@@ -82,12 +87,16 @@ func (a *adminClient) series(ctx context.Context, s *envoy.Stats) (out []envoy.S
 	return out, err
 }
 
-// sum adds up the statistics whose names end in suffix.
+// sum adds up the statistics whose names end in suffix, but for those of the admin interface: the question is one of its
+// connections.
 func (a *adminClient) sum(ctx context.Context, suffix string) (sum int, err error) {
 	err = a.do(ctx, http.MethodGet, "/stats?filter="+suffix+"$", func(_ http.Header, body io.Reader) error {
 		lines := bufio.NewScanner(body)
 		for lines.Scan() {
 			name, value, _ := strings.Cut(lines.Text(), ": ")
+			if strings.HasPrefix(name, "listener.admin.") || strings.HasPrefix(name, "http.admin.") {
+				continue
+			}
 			if n, err := strconv.Atoi(value); err == nil && strings.HasSuffix(name, suffix) {
 				sum += n
 			}

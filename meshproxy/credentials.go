@@ -29,6 +29,9 @@ func (c *credentials) equal(o *credentials) bool {
 	return bytes.Equal(c.chain, o.chain) && c.key.Equal(o.key) && bytes.Equal(c.meshCA, o.meshCA)
 }
 
+// lifetime is how long the certificate is good for in all.
+func (c *credentials) lifetime() time.Duration { return c.leaf.NotAfter.Sub(c.leaf.NotBefore) }
+
 // valid says whether c is in its time.
 func (c *credentials) valid(now time.Time) error {
 	switch {

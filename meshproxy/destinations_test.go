@@ -181,7 +181,7 @@ func TestPeersReachThePodsOwnAddressesOnly(t *testing.T) {
 		for _, target := range targets {
 			for _, port := range []uint16{portApp, portInside, portEgress} {
 				wg.Go(func() {
-					got, _, _ := overTLS(target.peer, netip.AddrPortFrom(target.decoy, port), config)
+					got, _, _ := overTLSIn(target.peer, netip.AddrPortFrom(target.decoy, port), config, 3*time.Second)
 					mu.Lock()
 					defer mu.Unlock()
 					if got != "" {
@@ -194,7 +194,7 @@ func TestPeersReachThePodsOwnAddressesOnly(t *testing.T) {
 		return all
 	}
 	for _, addr := range p.Addresses() { // the control
-		if got, _, err := overTLS(far, p.at(addr, portApp), config); got != greeting {
+		if got, err := speakFirst(far, p.at(addr, portApp), config, ""); got != greeting {
 			t.Fatalf("%s answers %q, %v", addr, got, err)
 		}
 	}
@@ -295,5 +295,52 @@ func TestEnvoyItselfDoesNotConnectToLoopback(t *testing.T) {
 				t.Errorf("the control: %s port %d: got %q, %v", addr, port, got, err)
 			}
 		}
+	}
+}
+
+func TestTheProxysOwnPortsAreNobodys(t *testing.T) {
+	t.Parallel()
+	m := newMesh(t)
+	peer, p := netlab.NewHost(t, "peer"), newPod(t, "web")
+	m.write(p.contrast, m.issue(time.Hour, "web"))
+	apps := map[uint16]*app{}
+	for port := uint16(14999); port <= 15100; port++ {
+		if port != 15006 && port != 15007 {
+			apps[port] = p.serveFirst(int(port))
+		}
+	}
+	p.startReady("--ingress", "web#8080#false", "--egress", "exit#127.137.0.1:11001#exit:8080")
+	config := m.client(m.issue(time.Hour, "api"))
+	for _, addr := range p.Addresses() {
+		for _, port := range []uint16{14999, 15100} { // the controls
+			if got, err := speakFirst(peer, p.at(addr, port), config, ""); got != greeting {
+				t.Errorf("%s port %d: got %q (%v), want %q", addr, port, got, err, greeting)
+			}
+		}
+		var wg sync.WaitGroup
+		for port := uint16(15000); port < 15100; port++ {
+			wg.Go(func() {
+				if got, _, _ := overTLS(peer, p.at(addr, port), config); got != "" {
+					t.Errorf("%s port %d: got %q", addr, port, got)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	for port := uint16(15000); port < 15100; port++ {
+		if a := apps[port]; a != nil && a.accepted.Load() != 0 {
+			t.Errorf("port %d saw %d connections", port, a.accepted.Load())
+		}
+	}
+	// And there is no other socket of Envoy's: the admin interface is a pipe.
+	var open []string
+	for line := range strings.Lines(must(t, p.Host, "ss", "-Hltunp")) {
+		if fields := strings.Fields(line); strings.Contains(line, fmt.Sprintf("pid=%d,", p.envoy())) {
+			open = append(open, fields[0]+" "+fields[4])
+		}
+	}
+	slices.Sort(open)
+	if want := []string{"tcp *:15006", "tcp *:15007", "tcp 127.137.0.1:11001"}; !slices.Equal(open, want) {
+		t.Errorf("Envoy listens on %q, want %q", open, want)
 	}
 }

@@ -355,7 +355,13 @@ func plaintext(from *netlab.Host, addr netip.AddrPort) (string, error) {
 
 // overTLS connects, shakes hands and reads.
 func overTLS(from *netlab.Host, addr netip.AddrPort, config *tls.Config) (string, tls.ConnectionState, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	return overTLSIn(from, addr, config, dialTimeout)
+}
+
+func overTLSIn(
+	from *netlab.Host, addr netip.AddrPort, config *tls.Config, timeout time.Duration,
+) (string, tls.ConnectionState, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	raw, err := from.Dial(ctx, "tcp", addr.String())
 	if err != nil {
@@ -366,7 +372,7 @@ func overTLS(from *netlab.Host, addr netip.AddrPort, config *tls.Config) (string
 	if err := conn.HandshakeContext(ctx); err != nil {
 		return "", conn.ConnectionState(), err
 	}
-	got, err := readGreeting(conn)
+	got, err := readGreetingIn(conn, timeout)
 	return got, conn.ConnectionState(), err
 }
 

@@ -4,15 +4,19 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"portcullis.dev/portcullis/meshproxy/config"
 )
 
 // textLog is a log without times.
-func textLog(out *strings.Builder) *slog.Logger {
+func textLog(out io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{
 		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 			if a.Key == slog.TimeKey {
@@ -91,6 +95,71 @@ func TestStrangersWordsArePrintable(t *testing.T) {
 	}
 }
 
+// lockedText is for a log that a timer writes, too.
+type lockedText struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedText) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lockedText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func TestABudgetIsSpentByKindAndSaysWhatItLeftOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out lockedText
+		b := &budget{log: textLog(&out), burst: 3, interval: time.Second}
+		count := func(kind string, n int) (allowed int) {
+			for range n {
+				if b.allow(kind) {
+					allowed++
+				}
+			}
+			return allowed
+		}
+		if a, c := count("a", 10), count("b", 2); a != 3 || c != 2 {
+			t.Errorf("at once %d and %d entries, want 3 and 2", a, c)
+		}
+		time.Sleep(2500 * time.Millisecond)
+		if a := count("a", 10); a != 2 {
+			t.Errorf("after 2.5 s %d entries more, want 2", a)
+		}
+		time.Sleep(500 * time.Millisecond)
+		if a := count("a", 10); a != 1 {
+			t.Errorf("after half a second more %d entries, want 1: the half is not lost", a)
+		}
+		if got := out.String(); got != "" {
+			t.Errorf("it reports at once: %s", got)
+		}
+		time.Sleep(reportInterval)
+		synctest.Wait()
+		const first = "level=WARN msg=\"entries are left out of the log\" kind=a entries=24\n"
+		if out.String() != first {
+			t.Errorf("it reports %q, want %q", out.String(), first)
+		}
+		time.Sleep(time.Hour)
+		if a := count("a", 10); a != 3 {
+			t.Errorf("after an hour %d entries, want the burst of 3", a)
+		}
+		b.close()
+		if want := first + strings.Replace(first, "24", "7", 1); out.String() != want {
+			t.Errorf("at its end it reports %q, want %q", out.String(), want)
+		}
+		if n := b.suppressed(); n != 31 {
+			t.Errorf("it counts %d in all, want 31", n)
+		}
+		time.Sleep(time.Hour) // no timer is left that would report again
+	})
+}
+
 func TestConnectionsBecomeEntries(t *testing.T) {
 	const tls = `TLS_error:|268435581:SSL_routines:OPENSSL_internal:`
 	for name, tt := range map[string]struct{ line, want string }{
@@ -138,8 +207,9 @@ func TestConnectionsBecomeEntries(t *testing.T) {
 		},
 		"a line that breaks off": {
 			`{"a_chain":"mtls","a_listener":"ingress","a_remote":"10.0.0.2:1","b_failure":"` + tls +
-				`CERTIFICATE_VERIFY_FAILED:verify_cert_failed:_x:TLS_error_end","d_dns":"yyyyyyy`,
-			`level=WARN msg="connection refused" direction=inbound reason=untrusted detail=verify_cert_failed:_x peer=10.0.0.2:1 chain=mtls`,
+				`CERTIFICATE_VERIFY_FAILED:verify_cert_failed:_x:TLS_error_end","d_dns":"yyyyyy\"\u00`,
+			`level=WARN msg="connection refused" direction=inbound reason=untrusted detail=verify_cert_failed:_x peer=10.0.0.2:1 chain=mtls ` +
+				`certificate.verified=false certificate.dns="yyyyyy\""`,
 		},
 		"one that went well": {
 			`{"a_chain":"mtls","a_listener":"ingress","a_flags":"-","a_bytes_received":1,"a_bytes_sent":2,"a_duration":3,` +

@@ -57,7 +57,7 @@ func (l *logs) connection(raw []byte) {
 	}
 }
 
-// decodeBeginning reads the members of a JSON object until it ends or breaks off.
+// decodeBeginning reads the members of a JSON object until it ends or breaks off, in the middle of a text perhaps.
 func decodeBeginning(raw []byte, into *envoy.Line) {
 	d := json.NewDecoder(bytes.NewReader(raw))
 	fields := reflect.ValueOf(into).Elem()
@@ -75,10 +75,26 @@ func decodeBeginning(raw []byte, into *envoy.Line) {
 				value = fields.Field(i).Addr().Interface()
 			}
 		}
+		rest := raw[d.InputOffset():]
 		if d.Decode(value) != nil {
+			if text, ok := value.(*string); ok {
+				*text = beginningOf(rest)
+			}
 			return
 		}
 	}
+}
+
+// beginningOf reads a text from its colon to where it breaks off.
+func beginningOf(rest []byte) (text string) {
+	_, rest, _ = bytes.Cut(rest, []byte(":"))
+	// The last escape may have lost its end; the longest are of six bytes, and two of them a pair.
+	for cut := 0; cut < min(12, len(rest)); cut++ {
+		if json.Unmarshal(append(bytes.Clone(rest[:len(rest)-cut]), '"'), &text) == nil {
+			return text
+		}
+	}
+	return ""
 }
 
 // refusal says why the connection did not come about; an empty reason means that it did, or that the peer changed its mind.

@@ -172,8 +172,12 @@ func (s *supervisor) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	heap, err := maxHeap(os.DirFS("/"))
+	if err != nil {
+		return err
+	}
 	bootstrap, err := envoy.Bootstrap(s.Mesh, envoy.Options{
-		Dir: s.dir.Dir, MaxConnections: connections, AccessLog: s.AccessLog,
+		Dir: s.dir.Dir, MaxConnections: connections, MaxHeap: heap, MaxAge: creds.lifetime(), AccessLog: s.AccessLog,
 	})
 	if err != nil {
 		return err

@@ -63,7 +63,9 @@ func (l *Line) BlackHole() bool { return l.Chain == chainBlackHole }
 
 // refused is true for connections that failed to come about, whether in TLS, by RBAC, or because there was nothing to
 // connect to. A peer that comes and goes without a word is not among them, nor is one that was cut off for its age.
-const refused = `has(connection.transport_failure_reason) || has(upstream.transport_failure_reason) || ` +
+// Of the two failures only the first is absent where there was none; the other is an empty text then, which has() takes for one.
+const refused = `has(connection.transport_failure_reason) || ` +
+	`has(upstream.transport_failure_reason) && upstream.transport_failure_reason != "" || ` +
 	`has(connection.termination_details) && (connection.termination_details == "` + DetailsHandshakeTimeout + `" || ` +
 	`connection.termination_details.startsWith("` + DetailsDenied + `"))`
 

@@ -24,7 +24,7 @@ var Resolver = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 15053)
 // egress is a listener on the pod's loopback and a cluster that accepts nobody but the entry's identities. Under the egress
 // lock its connections carry the mark that the guard lets out, and names are looked up by the supervisor, since Envoy's
 // resolver gives its sockets no mark.
-func egress(e config.Egress, locked bool, dir Dir) (*listenerv3.Listener, *clusterv3.Cluster, error) {
+func egress(e config.Egress, locked bool, o Options) (*listenerv3.Listener, *clusterv3.Cluster, error) {
 	name := egressName(e)
 	if len(e.Identities) == 0 && !e.Any || e.Any && len(e.Identities) > 0 {
 		return nil, nil, fmt.Errorf("make Envoy's clusters: egress entry %q does not say which identity the peer must have", e)
@@ -33,11 +33,11 @@ func egress(e config.Egress, locked bool, dir Dir) (*listenerv3.Listener, *clust
 		return nil, nil, fmt.Errorf("make Envoy's clusters: egress entry %q has no listener on loopback, or no remote", e)
 	}
 	l := listen(name, address(e.Listen.Addr().String(), e.Listen.Port()), corev3.TrafficDirection_OUTBOUND)
-	l.FilterChains = []*listenerv3.FilterChain{{Name: name, Filters: filters(tcpProxy(name))}}
+	l.FilterChains = []*listenerv3.FilterChain{{Name: name, Filters: filters(tcpProxy(name, o.MaxAge))}}
 
 	c := &clusterv3.Cluster{
 		Name:            name,
-		TransportSocket: upstreamTLS(dir, e),
+		TransportSocket: upstreamTLS(o.Dir, e),
 		LoadAssignment: &endpointv3.ClusterLoadAssignment{
 			ClusterName: name,
 			Endpoints: []*endpointv3.LocalityLbEndpoints{{LbEndpoints: []*endpointv3.LbEndpoint{{

@@ -26,8 +26,6 @@ import (
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
-	overloadv3 "github.com/envoyproxy/go-control-plane/envoy/config/overload/v3"
-	connectionsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/resource_monitors/downstream_connections/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
@@ -57,14 +55,20 @@ type Options struct {
 	// MaxConnections is how many connections Envoy takes at a time, from peers and from the pod together; more are closed
 	// at once. Each costs two descriptors, and Envoy without any could not even read its secrets. Zero is refused.
 	MaxConnections int64
+	// MaxHeap is how many bytes Envoy's heap may grow to. New connections are closed at once while it is nearly there.
+	// Buffers are most of it: bufferLimit each way, for each connection whose peer does not read. Zero is refused.
+	MaxHeap int64
+	// MaxAge is how old a connection may become: no older than a certificate, so that whoever is no more given one is cut
+	// off some time. Zero is refused.
+	MaxAge time.Duration
 	// AccessLog logs every connection, and not only those that were refused.
 	AccessLog bool
 }
 
 // Bootstrap is the whole configuration of an Envoy for cfg. It has passed every message's own validation.
 func Bootstrap(cfg *config.Config, o Options) (*bootstrapv3.Bootstrap, error) {
-	if cfg == nil || o.Dir == "" || o.MaxConnections <= 0 {
-		return nil, errors.New("make Envoy's bootstrap: no configuration, no directory for its secrets, or no connections")
+	if cfg == nil || o.Dir == "" || o.MaxConnections <= 0 || o.MaxHeap <= 0 || o.MaxAge < time.Second {
+		return nil, errors.New("make Envoy's bootstrap: no configuration, no directory for its secrets, no connections, no heap, or no age")
 	}
 	b := &bootstrapv3.Bootstrap{
 		// File SDS wants a node with both names.
@@ -73,25 +77,20 @@ func Bootstrap(cfg *config.Config, o Options) (*bootstrapv3.Bootstrap, error) {
 			Address:    pipe(o.Dir.AdminSocket(), 0o660),
 			AllowPaths: adminPaths(),
 		},
-		StatsConfig: statsConfig(),
-		OverloadManager: &overloadv3.OverloadManager{ResourceMonitors: []*overloadv3.ResourceMonitor{{
-			Name: "envoy.resource_monitors.global_downstream_max_connections",
-			ConfigType: &overloadv3.ResourceMonitor_TypedConfig{TypedConfig: pack(&connectionsv3.DownstreamConnectionsConfig{
-				MaxActiveDownstreamConnections: o.MaxConnections,
-			})},
-		}}},
+		StatsConfig:     statsConfig(),
+		OverloadManager: overload(o),
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{},
 	}
 	s := b.StaticResources
 	if cfg.Mode == config.Mesh {
-		listeners, clusters, err := ingress(cfg.Ingress, o.Dir)
+		listeners, clusters, err := ingress(cfg.Ingress, o)
 		if err != nil {
 			return nil, err
 		}
 		s.Listeners, s.Clusters = append(s.Listeners, listeners...), append(s.Clusters, clusters...)
 	}
 	for _, e := range cfg.Egress {
-		listener, cluster, err := egress(e, cfg.EgressPolicy != config.EgressOpen, o.Dir)
+		listener, cluster, err := egress(e, cfg.EgressPolicy != config.EgressOpen, o)
 		if err != nil {
 			return nil, err
 		}

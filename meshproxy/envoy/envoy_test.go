@@ -82,7 +82,7 @@ func bootstrap(t *testing.T, ingress, egress, policy string, dir envoy.Dir) *boo
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := envoy.Bootstrap(cfg, envoy.Options{Dir: dir, MaxConnections: 8000})
+	b, err := envoy.Bootstrap(cfg, envoy.Options{Dir: dir, MaxConnections: 8000, MaxHeap: 128 << 20, MaxAge: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +112,7 @@ func validate(t testing.TB, ingress, egress, policy string) {
 		t.Fatal(err)
 	}
 	dir := envoy.Dir(t.TempDir())
-	b, err := envoy.Bootstrap(cfg, envoy.Options{Dir: dir, MaxConnections: 8000})
+	b, err := envoy.Bootstrap(cfg, envoy.Options{Dir: dir, MaxConnections: 8000, MaxHeap: 128 << 20, MaxAge: time.Hour})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,14 +191,16 @@ func TestUnspokenConfigurationsAreRefused(t *testing.T) {
 	}
 	listener := netip.MustParseAddrPort("127.0.0.1:80")
 	remote := config.Remote{Name: "web", Port: 80}
-	whole := envoy.Options{Dir: "/run", MaxConnections: 1}
+	whole := envoy.Options{Dir: "/run", MaxConnections: 1, MaxHeap: 1, MaxAge: time.Hour}
 	for name, tt := range map[string]struct {
 		cfg     *config.Config
 		options envoy.Options
 	}{
 		"no configuration":             {nil, whole},
-		"no directory":                 {&config.Config{}, envoy.Options{MaxConnections: 1}},
-		"no connections":               {&config.Config{}, envoy.Options{Dir: "/run"}},
+		"no directory":                 {&config.Config{}, envoy.Options{MaxConnections: 1, MaxHeap: 1, MaxAge: time.Hour}},
+		"no connections":               {&config.Config{}, envoy.Options{Dir: "/run", MaxHeap: 1, MaxAge: time.Hour}},
+		"no age":                       {&config.Config{}, envoy.Options{Dir: "/run", MaxConnections: 1, MaxHeap: 1}},
+		"no heap":                      {&config.Config{}, envoy.Options{Dir: "/run", MaxConnections: 1, MaxAge: time.Hour}},
 		"an egress without identities": {&config.Config{Egress: []config.Egress{{Listen: listener, Remote: remote}}}, whole},
 		"an egress without remote": {&config.Config{
 			Egress: []config.Egress{{Listen: listener, Identities: []pki.SAN{identity}}},

@@ -3,6 +3,8 @@ package envoy
 import (
 	"fmt"
 	"net/netip"
+	"strings"
+	"time"
 
 	xdsmatcher "github.com/cncf/xds/go/xds/type/matcher/v3"
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
@@ -14,6 +16,8 @@ import (
 	rbacfilterv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/rbac/v3"
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	mtlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/rbac/principals/mtls_authenticated/v3"
+	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"portcullis.dev/portcullis/guest/guard"
@@ -42,21 +46,22 @@ var insideOnly = []netip.Prefix{
 
 // ingress is a listener for each mark that the guard knows. What the guard hands to the one without client certificates
 // was listed for it; everything else it hands to the other, whose default chain wants a certificate of the mesh.
-func ingress(entries []config.Ingress, dir Dir) ([]*listenerv3.Listener, []*clusterv3.Cluster, error) {
+func ingress(entries []config.Ingress, o Options) ([]*listenerv3.Listener, []*clusterv3.Cluster, error) {
 	mutual := intercepting("ingress", guard.PortIngress, guard.MarkIngress)
 	server := intercepting("ingress-no-client-auth", guard.PortIngressNoClientAuth, guard.MarkIngressNoClientAuth)
 
-	mutual.DefaultFilterChain = tlsChain(chainMutualTLS, mutualTLS(dir, chainMutualTLS, nil))
+	mutual.DefaultFilterChain = tlsChain(chainMutualTLS, o.MaxAge, mutualTLS(o.Dir, chainMutualTLS, nil))
 	mutualByPort, serverByPort := map[string]string{}, map[string]string{}
 	for _, e := range entries {
 		name, own := chainOf(e)
 		switch port := fmt.Sprint(e.Port); {
 		case !own:
 		case e.TLS == config.ServerTLS && !e.UDP:
-			server.FilterChains = append(server.FilterChains, tlsChain(name, serverTLS(dir, name)))
+			server.FilterChains = append(server.FilterChains, tlsChain(name, o.MaxAge, serverTLS(o.Dir, name)))
 			serverByPort[port] = name
 		case e.TLS == config.MutualTLS && !e.UDP:
-			mutual.FilterChains = append(mutual.FilterChains, tlsChain(name, mutualTLS(dir, name, e.Identities), allow(e.Identities)))
+			socket := mutualTLS(o.Dir, name, e.Identities)
+			mutual.FilterChains = append(mutual.FilterChains, tlsChain(name, o.MaxAge, socket, allow(e.Identities)))
 			mutualByPort[port] = name
 		default:
 			return nil, nil, fmt.Errorf("make Envoy's listeners: ingress entry %q is none that can be served", e)
@@ -92,7 +97,7 @@ func TicketChains(cfg *config.Config) []string {
 	}
 	names := []string{chainMutualTLS}
 	for _, e := range cfg.Ingress {
-		if name, own := chainOf(e); own {
+		if name, own := chainOf(e); own && resumes(e.Identities) {
 			names = append(names, name)
 		}
 	}
@@ -111,8 +116,10 @@ func intercepting(name string, port uint16, mark int64) *listenerv3.Listener {
 	return l
 }
 
-func tlsChain(name string, socket *corev3.TransportSocket, before ...*listenerv3.Filter) *listenerv3.FilterChain {
-	proxy := tcpProxy(clusterIngress)
+func tlsChain(
+	name string, age time.Duration, socket *corev3.TransportSocket, before ...*listenerv3.Filter,
+) *listenerv3.FilterChain {
+	proxy := tcpProxy(clusterIngress, age)
 	// The application hears of a peer only after the peer's handshake, client certificate included.
 	proxy.UpstreamConnectMode = tcpproxyv3.UpstreamConnectMode_ON_DOWNSTREAM_TLS_HANDSHAKE
 	proxy.MaxEarlyDataBytes = wrapperspb.UInt32(0)
@@ -129,12 +136,18 @@ func tlsChain(name string, socket *corev3.TransportSocket, before ...*listenerv3
 // of a server-first protocol has spoken.
 func allow(identities []pki.SAN) *listenerv3.Filter {
 	policy := &rbacv3.Policy{Permissions: []*rbacv3.Permission{{Rule: &rbacv3.Permission_Any{Any: true}}}}
-	for _, m := range exactly(identities) {
-		policy.Principals = append(policy.Principals, &rbacv3.Principal{Identifier: &rbacv3.Principal_Custom{
-			Custom: &corev3.TypedExtensionConfig{
-				Name: "envoy.rbac.principals.mtls_authenticated", TypedConfig: pack(&mtlsv3.Config{SanMatcher: m}),
-			},
-		}})
+	for _, id := range identities {
+		switch kind(id) {
+		case tlsv3.SubjectAltNameMatcher_URI:
+			policy.Principals = append(policy.Principals, named(id.String(), false))
+		case tlsv3.SubjectAltNameMatcher_DNS:
+			policy.Principals = append(policy.Principals, named(id.String(), true))
+			if _, domain, found := strings.Cut(id.String(), "."); found {
+				policy.Principals = append(policy.Principals, named("*."+domain, true))
+			}
+		default:
+			policy.Principals = append(policy.Principals, verified(exactly([]pki.SAN{id})[0]))
+		}
 	}
 	return &listenerv3.Filter{Name: "rbac", ConfigType: &listenerv3.Filter_TypedConfig{TypedConfig: pack(&rbacfilterv3.RBAC{
 		StatPrefix: "identities.",
@@ -143,6 +156,23 @@ func allow(identities []pki.SAN) *listenerv3.Filter {
 			Policies: map[string]*rbacv3.Policy{"identities": policy},
 		},
 	})}}
+}
+
+// named is a peer whose certificate carries a name, as a DNS name or a URI.
+func named(name string, ignoreCase bool) *rbacv3.Principal {
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_Authenticated_{Authenticated: &rbacv3.Principal_Authenticated{
+		PrincipalName: &matcherv3.StringMatcher{
+			MatchPattern: &matcherv3.StringMatcher_Exact{Exact: name}, IgnoreCase: ignoreCase,
+		},
+	}}}
+}
+
+// verified is a peer whose certificate carries any kind of name, and was verified in this connection's own handshake: of a
+// resumed session Envoy does not remember that it was.
+func verified(m *tlsv3.SubjectAltNameMatcher) *rbacv3.Principal {
+	return &rbacv3.Principal{Identifier: &rbacv3.Principal_Custom{Custom: &corev3.TypedExtensionConfig{
+		Name: "envoy.rbac.principals.mtls_authenticated", TypedConfig: pack(&mtlsv3.Config{SanMatcher: m}),
+	}}}
 }
 
 // application is wherever the peer meant to connect to. The mark keeps what was decrypted inside the guest, and with it
@@ -168,7 +198,7 @@ func blackHole() *clusterv3.Cluster {
 // take lets l choose a filter chain by the original destination: none of what is the proxy's own or the pod's loopback, a
 // port's own chain, or (no match) the default chain. Where there is no default, Envoy closes the connection.
 func take(l *listenerv3.Listener, chainByPort map[string]string) {
-	hole := &listenerv3.FilterChain{Name: chainBlackHole, Filters: filters(tcpProxy(clusterBlackHole))}
+	hole := &listenerv3.FilterChain{Name: chainBlackHole, Filters: filters(tcpProxy(clusterBlackHole, idleTimeout))}
 	l.FilterChains = append([]*listenerv3.FilterChain{hole}, l.FilterChains...)
 	m := &xdsmatcher.Matcher{MatcherType: &xdsmatcher.Matcher_MatcherList_{MatcherList: &xdsmatcher.Matcher_MatcherList{
 		Matchers: []*xdsmatcher.Matcher_MatcherList_FieldMatcher{

@@ -12,6 +12,7 @@ import (
 	tcpproxyv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/tcp_proxy/v3"
 	inputsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/common_inputs/network/v3"
 	ipv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/matching/input_matchers/ip/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -19,11 +20,17 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-func tcpProxy(cluster string) *tcpproxyv3.TcpProxy {
+// ageJitter is how many per cent of a connection's age are chance, so that those that began together do not end together.
+const ageJitter = 10
+
+func tcpProxy(cluster string, age time.Duration) *tcpproxyv3.TcpProxy {
 	return &tcpproxyv3.TcpProxy{
 		StatPrefix:       cluster,
 		ClusterSpecifier: &tcpproxyv3.TcpProxy_Cluster{Cluster: cluster},
 		IdleTimeout:      duration(idleTimeout),
+		// Envoy adds the jitter to it.
+		MaxDownstreamConnectionDuration:                 duration(age * 100 / (100 + ageJitter)),
+		MaxDownstreamConnectionDurationJitterPercentage: &typev3.Percent{Value: ageJitter},
 	}
 }
 

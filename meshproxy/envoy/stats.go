@@ -39,11 +39,12 @@ const (
 	ofContext  = "context" // a listener or a cluster that speaks TLS
 )
 
-// WorkersStarted is 1 when the workers accept connections, and CxActive counts a cluster's connections: what the supervisor
-// itself asks for, before it lifts the gate and while it drains.
+// WorkersStarted is 1 when the workers accept connections, DownstreamCxActive counts a listener's connections and CxActive a
+// cluster's: what the supervisor itself asks for, before it lifts the gate and while it drains.
 const (
-	WorkersStarted = "listener_manager.workers_started"
-	CxActive       = "upstream_cx_active"
+	WorkersStarted     = "listener_manager.workers_started"
+	DownstreamCxActive = "downstream_cx_active"
+	CxActive           = "upstream_cx_active"
 )
 
 // Metrics are all that a scrape shows of Envoy.
@@ -57,7 +58,7 @@ var Metrics = []Metric{
 	{
 		Name: "connections_active", Of: ofListener,
 		Help: "Connections that a listener has now.",
-		From: map[string]string{"downstream_cx_active": ""},
+		From: map[string]string{DownstreamCxActive: ""},
 	},
 	{
 		Name: "connections_refused_total", Counter: true, Of: ofListener, By: "reason",

@@ -2,6 +2,7 @@ package envoy
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -13,14 +14,17 @@ import (
 	"portcullis.dev/portcullis/pki"
 )
 
-// keyExchange is post-quantum first; it costs 4 % of a handshake.
-var keyExchange = []string{"X25519MLKEM768", "X25519"}
+// keyExchange is post-quantum first; it costs 4 % of a handshake. Clients from outside may be bound to NIST's curves.
+var (
+	keyExchange        = []string{"X25519MLKEM768", "X25519"}
+	outsideKeyExchange = append(slices.Clone(keyExchange), "P-256")
+)
 
 // mutualTLS wants a certificate of the mesh, and one of the identities when there are any.
 func mutualTLS(dir Dir, chain string, identities []pki.SAN) *corev3.TransportSocket {
 	common := commonTLS(dir, betweenMeshes())
 	trust(common, dir, identities)
-	return downstreamTLS(dir, chain, common, true)
+	return downstreamTLS(dir, chain, common, true, resumes(identities))
 }
 
 // serverTLS does not even ask for a client certificate, so it works for clients that would offer one of another world.
@@ -28,11 +32,12 @@ func mutualTLS(dir Dir, chain string, identities []pki.SAN) *corev3.TransportSoc
 func serverTLS(dir Dir, chain string) *corev3.TransportSocket {
 	params := betweenMeshes()
 	params.TlsMinimumProtocolVersion = tlsv3.TlsParameters_TLSv1_2
-	return downstreamTLS(dir, chain, commonTLS(dir, params), false)
+	params.EcdhCurves = outsideKeyExchange
+	return downstreamTLS(dir, chain, commonTLS(dir, params), false, true)
 }
 
-func downstreamTLS(dir Dir, chain string, common *tlsv3.CommonTlsContext, clientCertificate bool) *corev3.TransportSocket {
-	return transportSocket(&tlsv3.DownstreamTlsContext{
+func downstreamTLS(dir Dir, chain string, common *tlsv3.CommonTlsContext, clientCertificate, resume bool) *corev3.TransportSocket {
+	d := &tlsv3.DownstreamTlsContext{
 		CommonTlsContext:         common,
 		RequireClientCertificate: wrapperspb.Bool(clientCertificate),
 		// Sessions live in tickets alone, whose keys are the supervisor's to forget.
@@ -40,7 +45,13 @@ func downstreamTLS(dir Dir, chain string, common *tlsv3.CommonTlsContext, client
 		SessionTicketKeysType: &tlsv3.DownstreamTlsContext_SessionTicketKeysSdsSecretConfig{
 			SessionTicketKeysSdsSecretConfig: secret(chain, dir.Tickets()),
 		},
-	})
+	}
+	if !resume {
+		d.SessionTicketKeysType = &tlsv3.DownstreamTlsContext_DisableStatelessSessionResumption{
+			DisableStatelessSessionResumption: true,
+		}
+	}
+	return transportSocket(d)
 }
 
 func upstreamTLS(dir Dir, e config.Egress) *corev3.TransportSocket {
@@ -81,18 +92,28 @@ func trust(common *tlsv3.CommonTlsContext, dir Dir, identities []pki.SAN) {
 func exactly(identities []pki.SAN) []*tlsv3.SubjectAltNameMatcher {
 	var m []*tlsv3.SubjectAltNameMatcher
 	for _, id := range identities {
-		kind := tlsv3.SubjectAltNameMatcher_DNS
-		if strings.Contains(id.String(), "://") {
-			kind = tlsv3.SubjectAltNameMatcher_URI
-		} else if _, err := netip.ParseAddr(id.String()); err == nil {
-			kind = tlsv3.SubjectAltNameMatcher_IP_ADDRESS
-		}
 		m = append(m, &tlsv3.SubjectAltNameMatcher{
-			SanType: kind,
+			SanType: kind(id),
 			Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: id.String()}},
 		})
 	}
 	return m
+}
+
+func kind(id pki.SAN) tlsv3.SubjectAltNameMatcher_SanType {
+	if strings.Contains(id.String(), "://") {
+		return tlsv3.SubjectAltNameMatcher_URI
+	}
+	if _, err := netip.ParseAddr(id.String()); err == nil {
+		return tlsv3.SubjectAltNameMatcher_IP_ADDRESS
+	}
+	return tlsv3.SubjectAltNameMatcher_DNS
+}
+
+// resumes says whether a chain for these identities may resume sessions. What allow must know of an address is lost in a
+// ticket.
+func resumes(identities []pki.SAN) bool {
+	return !slices.ContainsFunc(identities, func(id pki.SAN) bool { return kind(id) == tlsv3.SubjectAltNameMatcher_IP_ADDRESS })
 }
 
 // secret is one secret in one file of a published directory. Envoy reads the file again when the link that leads to it is

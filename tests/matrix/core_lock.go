@@ -22,13 +22,9 @@ func lockRows() []Row {
 			Name:     "egress-lock-starting",
 			MustNot:  "plaintext leaves the pod while its mesh proxy is still being started",
 			Weakness: lockOpen,
-			Enter: func(l *Lab) {
-				l.slowEnvoy()
-				l.StartProxy("--envoy", "/shared/slow-envoy", "--egress-policy", "closed")
-				l.Await("an Envoy that starts slowly", func() bool { return l.Runs("slow-envoy") })
-			},
-			Blocked: own,
-			Works:   []Attempt{PodLoopback(portApp)},
+			Enter:    func(l *Lab) { l.startHalfway("--egress-policy", "closed") },
+			Blocked:  own,
+			Works:    []Attempt{PodLoopback(portApp)},
 		},
 		{
 			Name: "egress-lock-live",

@@ -51,24 +51,18 @@ func proxyRows() []Row {
 			Name:     "proxy-starting",
 			MustNot:  "a peer is let in while Envoy is being started",
 			Weakness: everythingComesIn,
-			Enter: func(l *Lab) {
-				l.slowEnvoy()
-				l.StartProxy("--envoy", "/shared/slow-envoy")
-				l.Await("an Envoy that starts slowly", func() bool { return l.Runs("slow-envoy") })
-			},
-			Blocked: with(unnamed, named, []Attempt{Handshake(portApp)}),
-			Works:   own,
+			Enter:    func(l *Lab) { l.startHalfway() },
+			Blocked:  with(unnamed, named, []Attempt{Handshake(portApp)}),
+			Works:    own,
 		},
 		{
 			Name:     "proxy-listening-not-lifted",
 			MustNot:  "a peer is let in when Envoy listens but nobody has checked yet that it is LIVE",
 			Weakness: everythingComesIn,
 			Enter: func(l *Lab) {
-				l.slowEnvoy()
-				l.StartProxy("--envoy", "/shared/slow-envoy")
-				l.Await("an Envoy that starts slowly", func() bool { return l.Runs("slow-envoy") })
+				l.startHalfway()
 				l.Stop("meshproxy")
-				l.InPod(`: > "$1/go"`, l.shared())
+				l.Signal("envoy", syscall.SIGCONT)
 				l.Await("Envoy to listen", func() bool {
 					listens, err := l.Pod.Listens(guard.PortIngress)
 					return err == nil && listens
@@ -220,10 +214,20 @@ func proxyRows() []Row {
 	return rows
 }
 
-// slowEnvoy makes a program that becomes Envoy when a file appears.
-func (l *Lab) slowEnvoy() {
-	l.InPod(`printf '#!/bin/sh\nwhile ! [ -e /shared/go ]; do sleep 0.02; done\nexec /opt/bin/envoy "$@"\n' > "$1/slow-envoy"
-chmod 0755 "$1/slow-envoy"`, l.shared())
+// startHalfway starts a mesh proxy and stops its Envoy before it listens.
+func (l *Lab) startHalfway(flags ...string) {
+	for range 10 {
+		l.StartProxy(flags...)
+		l.Await("an Envoy", func() bool { return l.Runs("envoy") })
+		l.Stop("envoy")
+		listens, err := l.Pod.Listens(guard.PortIngress)
+		l.must(err)
+		if !listens {
+			return
+		}
+		l.KillProxy() // it was faster
+	}
+	l.Brokenf("no Envoy could be stopped before it listened")
 }
 
 // squatted connects to the application's port and to the proxy's, and wants a squatter's greeting.

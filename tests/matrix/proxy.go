@@ -52,7 +52,6 @@ func (l *Lab) StartProxy(args ...string) *Proxy {
 		Mounts: []netlab.Mount{
 			{Volume: credentials, Target: "/contrast", ReadOnly: true},
 			{Volume: run, Target: "/run/portcullis"},
-			{Volume: l.shared(), Target: "/shared"},
 		},
 		Capabilities: proxyCapabilities, NoNewPrivileges: true, ReadOnlyRoot: true,
 		Log: io.MultiWriter(p.log, l.podLog),
@@ -66,13 +65,6 @@ func (l *Lab) StartProxy(args ...string) *Proxy {
 	})
 	l.proxy = p
 	return p
-}
-
-// shared is a volume that every container sees at /shared.
-func (l *Lab) shared() string {
-	path, err := l.Pod.Volume("shared")
-	l.must(err)
-	return path
 }
 
 // StartReady starts the mesh proxy and waits until it has lifted the guard for a live Envoy.
