@@ -39,6 +39,8 @@ const (
 	requestTimeout = 3 * time.Second
 	// answerTimeout is how long a caller may take to read its answer, after the probe.
 	answerTimeout = 5 * time.Second
+	// moment is how long each connection may stay, at least. Kubelet asks at once.
+	moment = 100 * time.Millisecond
 	// fresh is how long a result is good: what strangers can make the application answer is four questions a second per
 	// probe. Kubelet asks once a second at most.
 	fresh = 250 * time.Millisecond
@@ -76,6 +78,9 @@ func Serve(ctx context.Context, l net.Listener, probes []config.Probe, log *slog
 		WriteTimeout:      requestTimeout + longest + answerTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, memberKey{}, c)
+		},
 		// An "OPTIONS *" is no probe either.
 		DisableGeneralOptionsHandler: true,
 	}
@@ -121,6 +126,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "not found", http.StatusNotFound)
 		return
 	}
+	asks(r.Context())
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if s.ask(r.Context(), p, addr) {
@@ -203,8 +209,9 @@ func (s *server) tell(q question, p config.Probe, err error) {
 	}
 }
 
-// crowd is a listener that keeps maxConnections connections: for one more, the oldest goes. Kubelet's is the newest, and
-// has its answer long before as many others came.
+// crowd is a listener that keeps maxConnections connections. For one more, the oldest goes that has had its moment and has not
+// asked for a probe. So kubelet, who waits in the kernel's queue until it is its turn, has the time to ask, however many others
+// come and go, and then the time of the probe.
 type crowd struct {
 	net.Listener
 	mu    sync.Mutex
@@ -214,6 +221,8 @@ type crowd struct {
 type member struct {
 	net.Conn
 	crowd *crowd
+	since time.Time
+	asked bool // by crowd.mu
 }
 
 func (c *crowd) Accept() (net.Conn, error) {
@@ -221,18 +230,40 @@ func (c *crowd) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &member{conn, c}
+	m := &member{Conn: conn, crowd: c, since: time.Now()}
 	c.mu.Lock()
 	c.conns = append(c.conns, m)
-	var oldest *member
-	if len(c.conns) > maxConnections {
-		oldest = c.conns[0]
-	}
+	full := len(c.conns) > maxConnections
+	oldest := c.conns[0]
 	c.mu.Unlock()
-	if oldest != nil {
+	if !full {
+		return m, nil
+	}
+	time.Sleep(time.Until(oldest.since.Add(moment)))
+	c.mu.Lock()
+	for _, other := range c.conns {
+		if other != m && !other.asked {
+			oldest = other
+			break
+		}
+	}
+	full = len(c.conns) > maxConnections // some may have gone meanwhile
+	c.mu.Unlock()
+	if full {
 		oldest.Close()
 	}
 	return m, nil
+}
+
+type memberKey struct{}
+
+// asks says that the connection of a request has asked for a probe.
+func asks(ctx context.Context) {
+	if m, ok := ctx.Value(memberKey{}).(*member); ok {
+		m.crowd.mu.Lock()
+		defer m.crowd.mu.Unlock()
+		m.asked = true
+	}
 }
 
 func (m *member) Close() error {
