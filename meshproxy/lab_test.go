@@ -294,14 +294,25 @@ func (p *pod) guardState() guard.State {
 	return s.State
 }
 
-// envoy is the process id of the pod's Envoy.
-func (p *pod) envoy() int {
+// envoy is the process id of the pod's Envoy: the one child of the supervisor while it is ready. The log names it too,
+// but arrives through a pipe, at times after the answer that all is ready.
+func (p *pod) envoy() (pid int) {
 	p.t.Helper()
-	entries := p.log.all("ready")
-	if len(entries) == 0 {
-		p.t.Fatalf("no Envoy was ready:\n%s", p.log)
-	}
-	return int(entries[len(entries)-1]["envoy"].(float64))
+	p.await("one Envoy", func() error {
+		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", p.cmd.Process.Pid))
+		var children []string
+		for _, file := range files {
+			b, _ := os.ReadFile(file)
+			children = append(children, strings.Fields(string(b))...)
+		}
+		if len(children) != 1 {
+			return fmt.Errorf("the supervisor's children are %q", children)
+		}
+		var err error
+		pid, err = strconv.Atoi(children[0])
+		return err
+	})
+	return pid
 }
 
 // app is an application that listens on every address of the pod.
