@@ -30,6 +30,7 @@ import (
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
+	"portcullis.dev/portcullis/tests/netlab"
 	"portcullis.dev/portcullis/tests/simtee"
 )
 
@@ -99,43 +100,16 @@ func parse(t *testing.T, text []byte) *manifest.Manifest {
 	return m
 }
 
-// journal is a log that tests read.
-type journal struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
+func jsonLog(l *netlab.Log) *slog.Logger { return slog.New(slog.NewJSONHandler(l, nil)) }
 
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.Write(p)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.text.String()
-}
-
-func jsonLog(j *journal) *slog.Logger { return slog.New(slog.NewJSONHandler(j, nil)) }
-
-// last is the newest line with that message.
-func (j *journal) last(t *testing.T, message string) map[string]any {
+// last is the newest log entry with that message.
+func last(t *testing.T, log *netlab.Log, message string) map[string]any {
 	t.Helper()
-	var found map[string]any
-	for line := range strings.Lines(j.String()) {
-		var entry map[string]any
-		if err := json.Unmarshal([]byte(line), &entry); err != nil {
-			t.Fatalf("log line %q is not JSON: %v", line, err)
-		}
-		if entry["msg"] == message {
-			found = entry
-		}
+	entries := log.Entries(message)
+	if len(entries) == 0 {
+		t.Fatalf("no log line says %q:\n%s", message, log)
 	}
-	if found == nil {
-		t.Fatalf("no log line says %q:\n%s", message, j)
-	}
-	return found
+	return entries[len(entries)-1]
 }
 
 // fixture is a running Coordinator and how to talk to it.
@@ -143,7 +117,7 @@ type fixture struct {
 	*api.Client
 	coordinator *coordinator.Coordinator
 	server      *httptest.Server
-	log         *journal
+	log         *netlab.Log
 	store       store.Store
 }
 
@@ -151,7 +125,7 @@ type option func(*coordinator.Config)
 
 func start(t *testing.T, options ...option) *fixture {
 	t.Helper()
-	f := &fixture{log: &journal{}}
+	f := &fixture{log: &netlab.Log{}}
 	cfg := coordinator.Config{
 		Issuer:            world(t).Machine(measurement, coordPolicy),
 		AllowSimulatedTEE: true,
@@ -436,7 +410,7 @@ func TestSetThenVerifyThenCertificate(t *testing.T) {
 	if own, err := validator.Validate(t.Context(), *resp.Evidence, data); err != nil || own.PolicyHash != coordPolicy {
 		t.Errorf("the answer's evidence: %+v, %v", own, err)
 	}
-	entry := f.log.last(t, "certificate issued")
+	entry := last(t, f.log, "certificate issued")
 	if entry["policyHash"] != webPolicy.String() {
 		t.Errorf("log %v", entry)
 	}
@@ -686,7 +660,7 @@ func TestCertificateIsRefused(t *testing.T) {
 				t.Fatalf("a certificate was issued: %x", resp.Chain)
 			}
 			refused := wantCode(t, err, test.code)
-			entry := f.log.last(t, "certificate refused")
+			entry := last(t, f.log, "certificate refused")
 			if entry["code"] != string(test.code) {
 				t.Errorf("log %v", entry)
 			}
@@ -793,7 +767,7 @@ func TestOwnersSignManifests(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := f.set(t, next, signers...)
 			wantCode(t, err, api.CodeBadSignature)
-			if entry := f.log.last(t, "manifest refused"); entry["code"] != string(api.CodeBadSignature) {
+			if entry := last(t, f.log, "manifest refused"); entry["code"] != string(api.CodeBadSignature) {
 				t.Errorf("log %v", entry)
 			}
 		})
@@ -817,7 +791,7 @@ func TestOwnersSignManifests(t *testing.T) {
 		t.Error("a refused manifest changed the history")
 	}
 	f.mustSet(t, next, bob, carol)
-	if entry := f.log.last(t, "manifest set"); entry["generation"] != 2.0 || entry["signatures"] != 2.0 {
+	if entry := last(t, f.log, "manifest set"); entry["generation"] != 2.0 || entry["signatures"] != 2.0 {
 		t.Errorf("log %v", entry)
 	}
 }
@@ -1003,7 +977,7 @@ func TestSetThatCannotBeKeptChangesNothingAndTellsNothing(t *testing.T) {
 	if strings.Contains(refused.Error(), "secret-name") {
 		t.Errorf("the client is told %v", refused)
 	}
-	if entry := f.log.last(t, "manifest refused"); !strings.Contains(entry["reason"].(string), "disk /dev/secret-name is full") {
+	if entry := last(t, f.log, "manifest refused"); !strings.Contains(entry["reason"].(string), "disk /dev/secret-name is full") {
 		t.Errorf("log %v", entry)
 	}
 	_, err = f.Nonce(t.Context())

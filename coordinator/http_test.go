@@ -22,6 +22,7 @@ import (
 	"portcullis.dev/portcullis/coordinator"
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/tests/netlab"
 )
 
 func TestRequestsThatAreNotTheProtocols(t *testing.T) {
@@ -114,7 +115,7 @@ func TestNonceExpiresAfterSixtySeconds(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		log := &journal{}
+		log := &netlab.Log{}
 		c, err := coordinator.New(t.Context(), coordinator.Config{
 			Store: s, Issuer: world(t).Machine(measurement, coordPolicy), AllowSimulatedTEE: true, Log: jsonLog(log),
 		})
@@ -168,7 +169,7 @@ func TestNonceExpiresAfterSixtySeconds(t *testing.T) {
 				t.Errorf("after %v: %+v, want %s", test.age, p, test.want)
 			}
 		}
-		if entry := log.last(t, "certificate refused"); entry["reason"] != "the nonce has expired" {
+		if entry := last(t, log, "certificate refused"); entry["reason"] != "the nonce has expired" {
 			t.Errorf("log %v", entry)
 		}
 	})
@@ -258,7 +259,7 @@ func TestBrokenTEEIsToldToTheLogOnly(t *testing.T) {
 			if strings.Contains(refused.Error(), "secret-name") {
 				t.Errorf("the client is told %v", refused)
 			}
-			f.log.last(t, test.log)
+			last(t, f.log, test.log)
 			if !strings.Contains(f.log.String(), "/dev/secret-name") {
 				t.Errorf("the log does not say why:\n%s", f.log)
 			}

@@ -28,6 +28,7 @@ import (
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/initializer"
 	"portcullis.dev/portcullis/pki"
+	"portcullis.dev/portcullis/tests/netlab"
 )
 
 // authority is an honest Coordinator, as far as an Initializer sees one: the real certificates and the real protocol,
@@ -143,29 +144,12 @@ func (echo) Issue(_ context.Context, data attestation.ReportData) (attestation.E
 // pod is a volume, a log, and the Initializer's configuration.
 type pod struct {
 	initializer.Config
-	log *syncBuffer
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
+	log *netlab.Log
 }
 
 func newPod(t *testing.T, a *authority) *pod {
 	t.Helper()
-	log := &syncBuffer{}
+	log := &netlab.Log{}
 	p := &pod{log: log, Config: initializer.Config{
 		Dir:         t.TempDir(),
 		Coordinator: a,

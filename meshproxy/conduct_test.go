@@ -492,7 +492,7 @@ func TestReloadUnderLoadLosesNothing(t *testing.T) {
 		defer c.Close()
 		return c.ConnectionState().PeerCertificates[0].SerialNumber.String(), nil
 	}
-	refused := func() int { return len(p.log.all("new credentials are refused; the old ones stay in force")) }
+	refused := func() int { return len(p.log.Entries("new credentials are refused; the old ones stay in force")) }
 	key, err := pki.EncodePrivateKey(serving.PrivateKey.(*ecdsa.PrivateKey))
 	if err != nil {
 		t.Fatal(err)

@@ -40,12 +40,12 @@ func TestChangedGuardIsPutBack(t *testing.T) {
 		}
 		restored++
 		p.await("the guard to be put back after "+change, func() error {
-			if n := len(p.log.all("another process changed the guard; it is put back")); n < restored {
+			if n := len(p.log.Entries("another process changed the guard; it is put back")); n < restored {
 				return fmt.Errorf("the log says so %d times, want %d", n, restored)
 			}
 			return p.ready()
 		})
-		entries := p.log.all("another process changed the guard; it is put back")
+		entries := p.log.Entries("another process changed the guard; it is put back")
 		if last := entries[len(entries)-1]; last["process"] != "nft" || last["pid"] == 0.0 || last["level"] != "ERROR" {
 			t.Errorf("after nft %s the log says %v", change, last)
 		}
@@ -66,7 +66,7 @@ func TestChangedGuardIsPutBack(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	p.await("news of another table", func() error {
-		if len(p.log.all("another process changed nftables rules; the guard stands as before")) != 1 {
+		if len(p.log.Entries("another process changed nftables rules; the guard stands as before")) != 1 {
 			return errors.New("the log does not tell")
 		}
 		return nil

@@ -8,7 +8,6 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -174,14 +173,14 @@ type pod struct {
 	*netlab.Host
 	t              testing.TB
 	contrast, run_ string
-	log            *logBuffer
+	log            *netlab.Log
 	cmd            *exec.Cmd
 	exited         chan error
 }
 
 func newPod(t testing.TB, name string) *pod {
 	t.Helper()
-	p := &pod{Host: netlab.NewHost(t, name), t: t, log: &logBuffer{}}
+	p := &pod{Host: netlab.NewHost(t, name), t: t, log: &netlab.Log{}}
 	if err := p.Do(func() error { return guard.Arm(context.Background()) }); err != nil {
 		t.Fatal(err)
 	}
@@ -397,36 +396,6 @@ func readGreetingIn(conn net.Conn, d time.Duration) (string, error) {
 }
 
 func (p *pod) at(addr netip.Addr, port uint16) netip.AddrPort { return netip.AddrPortFrom(addr, port) }
-
-// logBuffer is the mesh proxy's log.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// all are the entries with a message.
-func (l *logBuffer) all(message string) []map[string]any {
-	var entries []map[string]any
-	for line := range strings.Lines(l.String()) {
-		var e map[string]any
-		if json.Unmarshal([]byte(line), &e) == nil && e["msg"] == message {
-			entries = append(entries, e)
-		}
-	}
-	return entries
-}
 
 func exitCode(err error) int {
 	if err == nil {

@@ -167,7 +167,7 @@ func TestRotationUnderLoad(t *testing.T) {
 			if got := state.PeerCertificates[0].SerialNumber; got.Cmp(next.Leaf.SerialNumber) != 0 {
 				return fmt.Errorf("the certificate is %x", got)
 			}
-			if got := len(p.shop.log.all("new credentials are in force")); got <= n {
+			if got := len(p.shop.log.Entries("new credentials are in force")); got <= n {
 				return fmt.Errorf("the shop has had %d", got)
 			}
 			return nil
@@ -181,10 +181,10 @@ func TestRotationUnderLoad(t *testing.T) {
 		t.Errorf("the connection from before got %q, %v", got, err)
 	}
 	for _, pod := range []*pod{p.web, p.shop} {
-		if n := len(pod.log.all("new credentials are in force")); n < rotations {
+		if n := len(pod.log.Entries("new credentials are in force")); n < rotations {
 			t.Errorf("%s put %d credentials in force, want %d", pod.Name, n, rotations)
 		}
-		if n := len(pod.log.all("ready")); n != 1 {
+		if n := len(pod.log.Entries("ready")); n != 1 {
 			t.Errorf("%s started Envoy %d times", pod.Name, n)
 		}
 	}

@@ -257,7 +257,7 @@ func TestNewCredentialsTakeEffectAndBadOnesDoNot(t *testing.T) {
 		}
 		return state.PeerCertificates[0].SerialNumber.Text(16), nil
 	}
-	refused := func() int { return len(p.log.all("new credentials are refused; the old ones stay in force")) }
+	refused := func() int { return len(p.log.Entries("new credentials are refused; the old ones stay in force")) }
 
 	expired := m.issue(time.Nanosecond, "web")
 	half := m.issue(time.Hour, "web")

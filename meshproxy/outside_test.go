@@ -105,7 +105,7 @@ func (l *outsideLab) openssl(port uint16, say string, args ...string) string {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	out := &logBuffer{}
+	out := &netlab.Log{}
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		l.t.Fatal(err)

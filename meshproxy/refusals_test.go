@@ -22,7 +22,7 @@ func (p *pod) entry(message string, want map[string]any) (found map[string]any) 
 	p.await(fmt.Sprintf("an entry %q with %v", message, want), func() error {
 		var near []string
 	entries:
-		for _, e := range p.log.all(message) {
+		for _, e := range p.log.Entries(message) {
 			for field, value := range want {
 				got := e[field]
 				if group, name, inGroup := strings.Cut(field, "."); inGroup {
@@ -111,7 +111,7 @@ func TestRefusalsSayWhoAndWhy(t *testing.T) {
 			t.Run(name, func(t *testing.T) { p.entry(refusedMessage, tt.want) })
 		}
 	}
-	if n := len(p.log.all("connection")); n != 0 {
+	if n := len(p.log.Entries("connection")); n != 0 {
 		t.Errorf("%d entries about connections that were not refused", n)
 	}
 }
@@ -210,7 +210,7 @@ func TestCertificatesCannotWriteTheLog(t *testing.T) {
 			})
 		}
 	}
-	if forged := p.log.all("forged"); len(forged) != 0 {
+	if forged := p.log.Entries("forged"); len(forged) != 0 {
 		t.Errorf("a peer wrote %v", forged)
 	}
 	for line := range bytes.Lines([]byte(p.log.String())) {
@@ -276,24 +276,24 @@ func TestAFloodOfRefusalsIsCounted(t *testing.T) {
 			return err
 		}
 		suppressed, err := value(metrics, "log_entries_suppressed_total", "")
-		if n := len(p.log.all(refusedMessage)) + int(suppressed); err == nil && n != flood+1 {
+		if n := len(p.log.Entries(refusedMessage)) + int(suppressed); err == nil && n != flood+1 {
 			err = fmt.Errorf("%d entries were made or left out, want %d", n, flood+1)
 		}
 		return err
 	})
 	most := 20 + int(time.Since(began)/time.Second) + 2
-	if n := len(p.log.all(refusedMessage)); n > most {
+	if n := len(p.log.Entries(refusedMessage)); n > most {
 		t.Errorf("%d entries in %v, want %d at most", n, time.Since(began), most)
 	}
 	p.await("the log to say so", func() error {
 		var told float64
-		for _, e := range p.log.all("entries are left out of the log") {
+		for _, e := range p.log.Entries("entries are left out of the log") {
 			if e["kind"] != "inbound handshake" {
 				t.Errorf("left out: %v", e)
 			}
 			told += e["entries"].(float64)
 		}
-		if made := len(p.log.all(refusedMessage)) - 1; made+int(told) != flood {
+		if made := len(p.log.Entries(refusedMessage)) - 1; made+int(told) != flood {
 			return fmt.Errorf("the log tells of %v besides %d", told, made)
 		}
 		return nil
@@ -340,14 +340,14 @@ func TestAccessLogHasALinePerConnection(t *testing.T) {
 		if ms, ok := e["milliseconds"].(float64); !ok || ms < 0 || ms > 20_000 {
 			t.Errorf("it took %v", e["milliseconds"])
 		}
-		if n := len(want.p.log.all("connection")); n != 1 {
+		if n := len(want.p.log.Entries("connection")); n != 1 {
 			t.Errorf("%s has %d lines for one connection", want.p.Name, n)
 		}
 	}
 	// Refusals are told of as ever.
 	overTLS(caller.Host, web.at(web.IPv4, 8080), m.client())
 	web.entry(refusedMessage, map[string]any{"reason": "no_certificate"})
-	if n := len(web.log.all("connection")); n != 1 {
+	if n := len(web.log.Entries("connection")); n != 1 {
 		t.Errorf("with a refusal there are %d lines", n)
 	}
 }

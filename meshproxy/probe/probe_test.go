@@ -2,7 +2,6 @@ package probe_test
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -67,7 +66,7 @@ func listen(t *testing.T, host string) (net.Listener, uint16) {
 }
 
 // serve answers for probes on every address, and returns the port and the log.
-func serve(t *testing.T, value string) (uint16, *log) {
+func serve(t *testing.T, value string) (uint16, *netlab.Log) {
 	t.Helper()
 	c, err := config.Values{Probes: value}.Parse()
 	if err != nil {
@@ -76,7 +75,7 @@ func serve(t *testing.T, value string) (uint16, *log) {
 	l, port := listen(t, "")
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	out := &log{}
+	out := &netlab.Log{}
 	go func() { ended <- probe.Serve(ctx, l, c.Probes, slog.New(slog.NewTextHandler(out, nil))) }()
 	t.Cleanup(func() {
 		cancel()
@@ -85,23 +84,6 @@ func serve(t *testing.T, value string) (uint16, *log) {
 		}
 	})
 	return port, out
-}
-
-type log struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *log) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(b)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
 }
 
 var kubelet = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}

@@ -35,7 +35,7 @@ type Lab struct {
 	programs Programs
 	room     *room
 	mutation *Mutation
-	podLog   *logBuffer
+	podLog   *netlab.Log
 	proxy    *Proxy // the last that was started
 
 	squatters []*netlab.Container
@@ -82,7 +82,7 @@ func findPrograms(dir string) (Programs, error) {
 }
 
 func newLab(programs Programs, family Family, mutation *Mutation) (*Lab, error) {
-	l := &Lab{Family: family, programs: programs, mutation: mutation, podLog: &logBuffer{}}
+	l := &Lab{Family: family, programs: programs, mutation: mutation, podLog: &netlab.Log{}}
 	var err error
 	if l.room, err = newRoom(); err != nil {
 		return nil, err
@@ -361,21 +361,3 @@ func (r *room) do(f func() error) error {
 }
 
 func (r *room) close() { close(r.closed) }
-
-// logBuffer is the log of everything in the pod.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}

@@ -123,7 +123,7 @@ func run(ctx context.Context, args []string) int {
 		{*jsonFile, func(w io.Writer) error { return printJSON(w, results) }},
 	} {
 		toStdout = toStdout || o.path == "-"
-		if err := writeTo(o.path, o.write); err != nil {
+		if err := netlab.WriteTo(o.path, o.write); err != nil {
 			return failed(err)
 		}
 	}
@@ -143,20 +143,6 @@ func run(ctx context.Context, args []string) int {
 func failed(err error) int {
 	fmt.Fprintf(os.Stderr, "matrix: %v\n", err)
 	return 1
-}
-
-func writeTo(path string, write func(io.Writer) error) error {
-	switch path {
-	case "":
-		return nil
-	case "-":
-		return write(os.Stdout)
-	}
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(write(f), f.Close())
 }
 
 // progress counts on a terminal, and is quiet elsewhere.

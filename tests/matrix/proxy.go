@@ -26,7 +26,7 @@ import (
 type Proxy struct {
 	lab       *Lab
 	container *netlab.Container
-	log       *logBuffer
+	log       *netlab.Log
 	trust     *x509.CertPool
 	member    tls.Certificate // of another pod in the mesh
 }
@@ -36,7 +36,7 @@ var proxyCapabilities = []string{"NET_ADMIN", "NET_RAW", "SETUID", "SETGID", "KI
 
 // StartProxy starts the mesh proxy with the lab's configuration and does not wait. args come after, and win.
 func (l *Lab) StartProxy(args ...string) *Proxy {
-	p := &Proxy{lab: l, log: &logBuffer{}}
+	p := &Proxy{lab: l, log: &netlab.Log{}}
 	files, err := p.issue()
 	l.must(err)
 	credentials, err := l.Pod.Volume("contrast")

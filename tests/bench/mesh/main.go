@@ -126,8 +126,8 @@ func run(ctx context.Context, args []string) error {
 	rep := b.report()
 	return errors.Join(
 		rep.print(human),
-		writeTo(*jsonFile, rep.json),
-		writeTo(*svgFile, rep.svg),
+		netlab.WriteTo(*jsonFile, rep.json),
+		netlab.WriteTo(*svgFile, rep.svg),
 	)
 }
 
@@ -166,18 +166,4 @@ func another(p programs, dir, text string) (*variant, error) {
 	v := portcullis(p, words[1:]...)
 	v.name = name
 	return v, nil
-}
-
-func writeTo(path string, write func(io.Writer) error) error {
-	switch path {
-	case "":
-		return nil
-	case "-":
-		return write(os.Stdout)
-	}
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(write(f), f.Close())
 }

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -48,7 +47,7 @@ type variant struct {
 type pod struct {
 	*netlab.PodVM
 	variant   *variant
-	log       *logBuffer
+	log       *netlab.Log
 	container *netlab.Container
 	proxy     int           // process id of the proxy's first process
 	envoy     int           // of its Envoy, which may be the same
@@ -83,7 +82,7 @@ func (v *variant) start(lab *netlab.Lab, dns *netlab.DNS) (err error) {
 		if place.pod == &v.alone && v.envoyAlone == nil {
 			continue
 		}
-		p := &pod{variant: v, log: &logBuffer{}}
+		p := &pod{variant: v, log: &netlab.Log{}}
 		if p.PodVM, err = lab.Boot(netlab.BootSpec{
 			Name: place.name, Binaries: v.binaries, Boot: v.boot, Resolver: netlab.Resolver, Log: p.log,
 		}); err != nil {
@@ -211,7 +210,7 @@ func (v *variant) up(ctx context.Context) error {
 
 // startProxy starts a proxy and notes how long it took until it was ready.
 func (p *pod) startProxy(ctx context.Context, cpu int, c *netlab.Container, ready func(context.Context, string) error) error {
-	out := &logBuffer{}
+	out := &netlab.Log{}
 	c.Log = io.MultiWriter(out, p.log)
 	c.Command = append([]string{self, roleExec, strconv.Itoa(cpu)}, c.Command...)
 	if err := p.Start(c); err != nil {
@@ -391,22 +390,4 @@ func askAdmin(ctx context.Context, socket, path string) (string, error) {
 		err = fmt.Errorf("%s: %s", resp.Status, body)
 	}
 	return string(body), err
-}
-
-// logBuffer is the log of everything in a pod.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(b)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
