@@ -48,7 +48,8 @@ type Validator interface {
 type Evidence struct {
 	Platform Platform `json:"platform"`
 	// Report is the hardware's signed report: on SNP and simulated the 1184 bytes of ATTESTATION_REPORT
-	// (AMD SEV-SNP ABI specification, table "ATTESTATION_REPORT Structure").
+	// (AMD SEV-SNP ABI specification, table "ATTESTATION_REPORT Structure"), on TDX the whole quote (Intel TDX DCAP quoting
+	// library API, appendix 3), which carries its certificates with it.
 	Report []byte `json:"report"`
 	// Certificates is the certificate table that came with the report (GHCB specification, SNP extended guest
 	// request: GUID table). May be empty where the platform's certificates are fetched by the validator.
@@ -62,15 +63,45 @@ func (e Evidence) Digest() [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// Claims are the facts that valid evidence proves.
+// Claims are the facts that valid evidence proves. Besides what every platform proves, it holds what the one that signed
+// does: exactly one of the pointers is set.
 type Claims struct {
 	Platform Platform `json:"platform"`
 	// PolicyHash is SHA-256 of the pod's initdata, as the hardware reported it.
 	PolicyHash PolicyHash `json:"policyHash"`
-	// Measurement is the launch measurement: 48 bytes on SNP and simulated.
+	// Measurement is the launch measurement, 48 bytes: MEASUREMENT on SNP and simulated, MRTD on TDX.
 	Measurement []byte `json:"measurement"`
-	// ReportedTCB is the platform's security version as reported: TCB_VERSION on SNP and simulated.
+
+	// SNP is set on SNP and simulated.
+	SNP *SNPClaims `json:"snp,omitempty"`
+	TDX *TDXClaims `json:"tdx,omitempty"`
+}
+
+// SNPClaims are facts from an ATTESTATION_REPORT (AMD SEV-SNP ABI specification).
+type SNPClaims struct {
+	// Product is the processor line: Milan, Genoa or Turin.
+	Product string `json:"product"`
+	// ReportedTCB is TCB_VERSION as reported.
 	ReportedTCB uint64 `json:"reportedTcb"`
+	// SignedBy is the kind of key: VCEK, the chip's own, or VLEK, a cloud's.
+	SignedBy string `json:"signedBy"`
+}
+
+// TDXClaims are facts from a TD quote (Intel TDX DCAP quoting library API, appendix 3) and from Intel's word on it.
+type TDXClaims struct {
+	// RTMRs are the four runtime measurement registers, 48 bytes each.
+	RTMRs [4][]byte `json:"rtmrs"`
+	// MRSEAM is the measurement of the TDX module, 48 bytes.
+	MRSEAM []byte `json:"mrSeam"`
+	// FMSPC names the platform's model, 6 bytes.
+	FMSPC []byte `json:"fmspc"`
+	// PlatformTCBStatus, ModuleTCBStatus and QETCBStatus are Intel's judgement of the platform, of the TDX module and of the
+	// quoting enclave, such as UpToDate. Each was accepted by name.
+	PlatformTCBStatus string `json:"platformTcbStatus"`
+	ModuleTCBStatus   string `json:"moduleTcbStatus"`
+	QETCBStatus       string `json:"qeTcbStatus"`
+	// Advisories are Intel's advisories that the platform is open to, by number.
+	Advisories []string `json:"advisories,omitempty"`
 }
 
 // ReportData is the 64 bytes that evidence is made over. The zero value is invalid and refused everywhere.

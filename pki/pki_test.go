@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -34,7 +35,7 @@ var claims = attestation.Claims{
 	Platform:    attestation.Simulated,
 	PolicyHash:  attestation.PolicyHash(bytes.Repeat([]byte{0x17}, 32)),
 	Measurement: bytes.Repeat([]byte{0xa5}, 48),
-	ReportedTCB: 1,
+	SNP:         &attestation.SNPClaims{Product: "Milan", ReportedTCB: 1, SignedBy: "VCEK"},
 }
 
 // authority is the CAs of one Coordinator: a seed, a root CA, and a mesh CA for each of two manifests.
@@ -305,7 +306,7 @@ func TestProfiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if fmt.Sprint(got) != fmt.Sprint(claims) {
+	if !reflect.DeepEqual(got, claims) {
 		t.Errorf("the leaf's claims are %+v, want %+v", got, claims)
 	}
 	if _, err := pki.Claims(mesh); err == nil {

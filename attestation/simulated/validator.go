@@ -96,7 +96,11 @@ func (v *validator) Validate(
 				Platform:    attestation.Simulated,
 				PolicyHash:  attestation.PolicyHash(e.report.GetHostData()),
 				Measurement: bytes.Clone(e.report.GetMeasurement()),
-				ReportedTCB: e.report.GetReportedTcb(),
+				SNP: &attestation.SNPClaims{
+					Product:     ref.product,
+					ReportedTCB: e.report.GetReportedTcb(),
+					SignedBy:    abi.VcekReportSigner.String(),
+				},
 			}, nil
 		}
 		if passed > furthest {

@@ -67,7 +67,7 @@ func TestGenuineEvidenceYieldsItsClaims(t *testing.T) {
 	}
 	tcb, _ := kds.ComposeTCBParts(simtee.TCB)
 	if claims.Platform != attestation.Simulated || claims.PolicyHash != hostData ||
-		!bytes.Equal(claims.Measurement, measurement[:]) || claims.ReportedTCB != uint64(tcb) {
+		!bytes.Equal(claims.Measurement, measurement[:]) || claims.SNP == nil || claims.SNP.ReportedTCB != uint64(tcb) {
 		t.Errorf("claims are %+v", claims)
 	}
 }
