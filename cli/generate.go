@@ -78,6 +78,8 @@ Annotations, on the object or its pod template:
   contrast.edgeless.systems/servicemesh-ingress     name#port[/udp]#disableTLS[#identities], joined by ##; or CLOSED, DISABLED
   contrast.edgeless.systems/servicemesh-egress      name#127.x.y.z:port#host:port[#identities], joined by ##
   contrast.edgeless.systems/servicemesh-admin-interface-port
+  contrast.edgeless.systems/servicemesh-egress-policy   closed: nothing leaves but mutual TLS to egress entries
+  contrast.edgeless.systems/servicemesh-access-log  "true": log every connection, not only those that are refused
   contrast.edgeless.systems/workload-secret-id      the pod receives a secret of this name
   contrast.edgeless.systems/skip-initializer        "true": inject nothing; the gate stays down
   contrast.edgeless.systems/pod-role                coordinator

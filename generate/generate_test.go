@@ -267,6 +267,14 @@ func TestFaults(t *testing.T) {
 			[]string{`f.yaml:5:52: egress policy "closed": ingress DISABLED takes the guard away`},
 		},
 		{
+			"access log of no mesh", annotated("servicemesh-access-log: 'true'"),
+			[]string{"f.yaml:5:55: annotation contrast.edgeless.systems/servicemesh-access-log: a pod without a mesh has no connections"},
+		},
+		{
+			"access log that is neither", annotated("servicemesh-access-log: 'yes'"),
+			[]string{`f.yaml:5:55: annotation contrast.edgeless.systems/servicemesh-access-log is "yes", want "true" or "false"`},
+		},
+		{
 			"number as a value", annotated("servicemesh-admin-interface-port: 9901"),
 			[]string{"f.yaml:5:65: annotation contrast.edgeless.systems/servicemesh-admin-interface-port must be a string; put it in quotes"},
 		},
@@ -650,6 +658,29 @@ func TestEgressLock(t *testing.T) {
 	}
 	if want := []string{"added", "privileged", "plain", "back"}; !slices.Equal(warned, want) {
 		t.Errorf("warned of %q, want %q:\n%s", warned, want, strings.Join(result.Warnings, "\n"))
+	}
+}
+
+func TestAccessLogIsPinned(t *testing.T) {
+	for value, want := range map[string]bool{"true": true, "false": false} {
+		result, err := generate.Inject(t.Context(), []generate.File{{Name: "f.yaml", Text: []byte(
+			"kind: Pod\nmetadata: {name: a, annotations: {contrast.edgeless.systems/servicemesh-ingress: CLOSED,\n" +
+				"  contrast.edgeless.systems/servicemesh-access-log: '" + value + "'}}\n" +
+				"spec: {runtimeClassName: kata-cc, containers: [{name: a}]}\n",
+		)}}, options())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var pod corev1.Pod
+		if err := kyaml.UnmarshalStrict(result.Files[0].Text, &pod); err != nil {
+			t.Fatal(err)
+		}
+		proxy := pod.Spec.InitContainers[1]
+		argument := slices.Contains(proxy.Args, "--access-log=true")
+		if argument != want || argument != slices.Contains(proxy.Env, corev1.EnvVar{Name: "CONTRAST_ACCESS_LOG", Value: "true"}) ||
+			argument != (result.Pods[0].Config.Mesh.AccessLog == "true") {
+			t.Errorf("%s: the mesh proxy has %q and %v, the initdata %q", value, proxy.Args, proxy.Env, result.Pods[0].Config.Mesh.AccessLog)
+		}
 	}
 }
 

@@ -85,6 +85,10 @@ func (in injection) meshproxy() mapping {
 		args = append(args, "--egress-policy="+in.mesh.EgressPolicy)
 		env = append(env, variable("CONTRAST_EGRESS_POLICY", in.mesh.EgressPolicy))
 	}
+	if in.mesh.AccessLog != "" {
+		args = append(args, "--access-log="+in.mesh.AccessLog)
+		env = append(env, variable("CONTRAST_ACCESS_LOG", in.mesh.AccessLog))
+	}
 	if in.mesh.Probes != "" {
 		args = append(args, "--probes="+in.mesh.Probes)
 		env = append(env, variable("CONTRAST_PROBES", in.mesh.Probes))

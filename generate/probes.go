@@ -73,7 +73,10 @@ func (g *generator) readProbes(p pod, s *settings) {
 		return
 	}
 	s.mesh.Probes = strings.Join(all, "##")
-	parsed, err := config.Values(*s.mesh).Parse()
+	parsed, err := config.Values{
+		Ingress: s.mesh.Ingress, Egress: s.mesh.Egress, AdminPort: s.mesh.AdminPort, EgressPolicy: s.mesh.EgressPolicy,
+		Probes: s.mesh.Probes,
+	}.Parse()
 	if err != nil {
 		g.fail(p.configFaults(s.probes[0].node, err)...)
 		return

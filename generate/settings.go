@@ -21,12 +21,13 @@ const (
 	annotationEgress    = annotationPrefix + "servicemesh-egress"
 	annotationAdminPort = annotationPrefix + "servicemesh-admin-interface-port"
 	annotationPolicy    = annotationPrefix + "servicemesh-egress-policy"
+	annotationAccessLog = annotationPrefix + "servicemesh-access-log"
 	annotationSkip      = annotationPrefix + "skip-initializer"
 	annotationSecretID  = annotationPrefix + "workload-secret-id"
 	annotationRole      = annotationPrefix + "pod-role"
 )
 
-var annotationNames = append(slices.Clone(annotationsMesh), annotationSkip, annotationSecretID, annotationRole)
+var annotationNames = append(slices.Clone(annotationsMesh), annotationAccessLog, annotationSkip, annotationSecretID, annotationRole)
 
 // annotationsMesh are in the order of config.Parse's values.
 var annotationsMesh = []string{annotationIngress, annotationEgress, annotationAdminPort, annotationPolicy}
@@ -72,7 +73,7 @@ func (p pod) annotations() (map[string]*yaml.Node, []error) {
 			}
 			if !slices.Contains(annotationNames, name) && strings.HasPrefix(name, annotationPrefix+"servicemesh") {
 				faults = append(faults, p.src.faultAt(a.key, "unknown annotation %s; known are %s", name,
-					strings.Join(annotationsMesh, ", ")))
+					strings.Join(append(slices.Clone(annotationsMesh), annotationAccessLog), ", ")))
 			}
 		}
 	}
@@ -86,15 +87,15 @@ func (p pod) readSettings() (settings, []error) {
 	fault := func(name, format string, args ...any) {
 		faults = append(faults, p.src.faultAt(at[name], format, args...))
 	}
-	if v := at[annotationSkip]; v != nil {
-		switch v.Value {
-		case "true":
-			s.skip = true
-		case "false":
-		default:
-			fault(annotationSkip, "annotation %s is %q, want \"true\" or \"false\"", annotationSkip, v.Value)
+	isTrue := func(name string) bool {
+		v := at[name]
+		if v != nil && v.Value != "true" && v.Value != "false" {
+			fault(name, "annotation %s is %q, want \"true\" or \"false\"", name, v.Value)
 		}
+		return v != nil && v.Value == "true"
 	}
+	s.skip = isTrue(annotationSkip)
+	accessLog := isTrue(annotationAccessLog)
 	if v := at[annotationRole]; v != nil {
 		s.role = initdata.Role(v.Value)
 		if s.role != initdata.Coordinator {
@@ -106,7 +107,16 @@ func (p pod) readSettings() (settings, []error) {
 			fault(annotationSecretID, "annotation %s: %v", annotationSecretID, err)
 		}
 	}
-	faults = append(faults, p.readMesh(&s)...)
+	meshFaults := p.readMesh(&s)
+	faults = append(faults, meshFaults...)
+	switch {
+	case !accessLog || len(meshFaults) > 0:
+	case s.mesh == nil:
+		fault(annotationAccessLog, "annotation %s: a pod without a mesh has no connections that anything could log; "+
+			"add %s, which may be empty", annotationAccessLog, annotationIngress)
+	default:
+		s.mesh.AccessLog = "true"
+	}
 	if s.mesh != nil && (s.skip || s.role == initdata.Coordinator) {
 		name := slices.IndexFunc(annotationNames, func(name string) bool { return at[name] != nil })
 		reason := "without the Initializer the mesh proxy has no credentials"

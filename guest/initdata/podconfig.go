@@ -65,6 +65,8 @@ type MeshConfig struct {
 	EgressPolicy string
 	// Probes are what the proxy answers for kubelet; generate writes them.
 	Probes string
+	// AccessLog is "true" where every connection is logged, and not only those that are refused.
+	AccessLog string
 }
 
 // Text returns the TOML text of c.
@@ -88,6 +90,7 @@ func (c PodConfig) Text() (string, error) {
 		line("admin-port", c.Mesh.AdminPort)
 		line("egress-policy", c.Mesh.EgressPolicy)
 		line("probes", c.Mesh.Probes)
+		line("access-log", c.Mesh.AccessLog)
 	}
 	return b.String(), nil
 }
@@ -124,6 +127,7 @@ func ParsePodConfig(text string) (PodConfig, error) {
 			AdminPort:    mesh.take("admin-port"),
 			EgressPolicy: mesh.take("egress-policy"),
 			Probes:       mesh.take("probes"),
+			AccessLog:    mesh.take("access-log"),
 		}
 		mesh.done()
 		delete(tables, "mesh")

@@ -87,6 +87,6 @@ func inMesh() initdata.PodConfig {
 	return initdata.PodConfig{
 		Namespace: "shop", Kind: "Deployment", Name: "web", Placement: initdata.Sidecar,
 		Role: initdata.Workload, Guard: initdata.GuardMesh, CoordinatorHost: "coordinator:1313",
-		Mesh: &initdata.MeshConfig{Ingress: "web#8080#false", Egress: "a\"\\\n", AdminPort: "9901", EgressPolicy: "closed", Probes: "web/liveness#tcp://:8080#1s"},
+		Mesh: &initdata.MeshConfig{Ingress: "web#8080#false", Egress: "a\"\\\n", AdminPort: "9901", EgressPolicy: "closed", Probes: "web/liveness#tcp://:8080#1s", AccessLog: "true"},
 	}
 }
