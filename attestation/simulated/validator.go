@@ -41,7 +41,7 @@ func NewValidator(references []ReferenceValue) (attestation.Validator, error) {
 type operator struct{}
 
 func (operator) Complete(_ context.Context, e sevsnp.Evidence) error {
-	ek, signer := e.Names()
+	ek, signer := sevsnp.Names(e.Key)
 	switch noEK, noSigner := e.Missing(); {
 	case noEK && noSigner:
 		return judge.Rejected("CHAIN", "a certificate table", "none")

@@ -40,7 +40,7 @@ const maxList = 1 << 20
 
 // Complete implements sevsnp.Vendor.
 func (k *keyDistribution) Complete(ctx context.Context, e sevsnp.Evidence) error {
-	ek, signer := e.Names()
+	ek, signer := sevsnp.Names(e.Key)
 	noEK, noSigner := e.Missing()
 	if noEK {
 		chip := e.Report.GetChipId()
@@ -98,7 +98,7 @@ func (k *keyDistribution) NotRevoked(ctx context.Context, c sevsnp.Chain, now ti
 		name string
 		*x509.Certificate
 	}
-	ek, signer := sevsnp.Evidence{Key: c.Key}.Names()
+	ek, signer := sevsnp.Names(c.Key)
 	chain := []named{{"ARK", c.Root}, {signer, c.Signer}}
 	if c.Key == abi.VlekReportSigner {
 		chain = append(chain, named{ek, c.EndorsementKey})

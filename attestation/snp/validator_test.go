@@ -128,7 +128,9 @@ func TestEveryFieldOfAReportIsChecked(t *testing.T) {
 		{"policy of the future", report(func(r *spb.Report) { r.Policy |= 1 << 40 }), "REPORT"},
 		{"report version 2", report(func(r *spb.Report) { r.Version, r.Cpuid1EaxFms = 2, 0 }), "VERSION"},
 		{"report version 6", report(func(r *spb.Report) { r.Version = 6 }), "VERSION"},
-		{"another processor line", func(s *scene) { s.reference.Product = other(s); s.roots[other(s)] = s.machine.World.ARK }, "CPUID_FAM_ID"},
+		{"another processor line", func(s *scene) {
+			s.reference.Product, s.roots[other(s)] = other(s), s.machine.World.ARK
+		}, "CPUID_FAM_ID"},
 		{"a Turin", report(func(r *spb.Report) { r.Cpuid1EaxFms = abi.FmsToCpuid1Eax(0x1a, 2, 1) }), "CPUID_FAM_ID"},
 		{"no processor", report(func(r *spb.Report) { r.Cpuid1EaxFms = 0 }), "CPUID_FAM_ID"},
 		{"unknown signature algorithm", report(func(r *spb.Report) { r.SignatureAlgo = 2 }), "SIGNATURE_ALGO"},
@@ -146,7 +148,9 @@ func TestEveryFieldOfAReportIsChecked(t *testing.T) {
 		{"no ID block where one is wanted", func(s *scene) {
 			s.reference.IDKeyDigests = []string{strings.Repeat("d1", 48)}
 		}, "ID_KEY_DIGEST"},
-		{"an author key", report(func(r *spb.Report) { r.AuthorKeyDigest, r.SignerInfo = digest, r.SignerInfo|1 }), "AUTHOR_KEY_DIGEST"},
+		{"an author key", report(func(r *spb.Report) {
+			r.AuthorKeyDigest, r.SignerInfo = digest, r.SignerInfo|1
+		}), "AUTHOR_KEY_DIGEST"},
 		{"an author key that was not used", report(func(r *spb.Report) { r.AuthorKeyDigest = digest }), "AUTHOR_KEY_EN"},
 		{"an author key that is not named", report(func(r *spb.Report) { r.SignerInfo |= 1 }), "AUTHOR_KEY_EN"},
 		{"another author key", func(s *scene) {
@@ -909,9 +913,7 @@ func TestLibraryHoleFrozenNow(t *testing.T) {
 
 // The library remembers an ASK and an ASVK under one name.
 func TestLibraryHoleASKTakenForASVK(t *testing.T) {
-	s := set("Milan").without()
-	s.reference.SigningKey = "VCEK"
-	s.accepted(t)
+	set("Milan").without().accepted(t)
 	withTable(set("Milan").cloud(), "VLEK").accepted(t)
 	set("Milan").without().accepted(t)
 }

@@ -73,7 +73,7 @@ func read(from attestation.Evidence) (*evidence, *attestation.Rejected) {
 
 // certificates parses the certificates of a complete table.
 func (e *evidence) certificates() *attestation.Rejected {
-	ek, signer := e.Names()
+	ek, signer := Names(e.Key)
 	var err error
 	if e.ek, err = x509.ParseCertificate(*e.endorsement()); err != nil {
 		return judge.Rejected("CHAIN."+ek, "a certificate", err.Error())
@@ -229,7 +229,7 @@ func (e *evidence) blame(root *x509.Certificate, now time.Time, err error) *atte
 	if rawErr != nil {
 		return judge.Rejected("REPORT", "an ATTESTATION_REPORT", rawErr.Error())
 	}
-	ek, signer := e.Names()
+	ek, signer := Names(e.Key)
 	if err := verify.SnpReportSignature(raw, e.ek); err != nil {
 		return judge.Rejected("SIGNATURE", "one of the "+ek, err.Error())
 	}

@@ -146,7 +146,8 @@ func TestTheZeroReferenceAcceptsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := make(map[string]bool)
-	for _, check := range slices.Concat(e.about(Reference{}), e.vouched(Reference{Root: ark}, itsDay), e.fields(Reference{}, data)) {
+	var zero Reference
+	for _, check := range slices.Concat(e.about(zero), e.vouched(Reference{Root: ark}, itsDay), e.fields(zero, data)) {
 		if r := check(); r != nil {
 			refused[r.Field] = true
 		}

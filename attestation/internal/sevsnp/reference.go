@@ -3,8 +3,8 @@ package sevsnp
 import (
 	"bytes"
 	"crypto/x509"
-	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/go-sev-guest/abi"
 	"github.com/google/go-sev-guest/kds"
@@ -146,21 +146,22 @@ func ParseMeasurement(text string) (m [abi.MeasurementSize]byte, err error) {
 	return [abi.MeasurementSize]byte(b), nil
 }
 
-// Products are the processor lines whose reports can be judged.
+// Products are the processor lines whose reports can be judged. Turin is none of them: its TCB_VERSION has another layout,
+// with the component FMC in front (AMD document 56860, table "TCB_VERSION"), and its VCEK a chip identity of 8 bytes.
+// go-sev-guest reads both as on Milan, so that a minimum would bound the wrong component.
 var Products = []string{"Milan", "Genoa"}
 
-// CheckProduct refuses what is not among Products, and says why not Turin: its TCB_VERSION has another layout, with the
-// component FMC in front (AMD document 56860, table "TCB_VERSION"), and its VCEK another chip identity of 8 bytes.
-// go-sev-guest reads both as on Milan, so that a minimum would bound the wrong component.
+// CheckProduct refuses what is not among Products.
 func CheckProduct(product string) error {
-	switch product {
-	case "":
-		return errors.New(`is missing, want "Milan" or "Genoa"`)
-	case "Milan", "Genoa":
+	want := fmt.Sprintf("want one of %q", Products)
+	switch {
+	case slices.Contains(Products, product):
 		return nil
-	case "Turin":
-		return errors.New(`"Turin" cannot be judged yet: its TCB_VERSION has another layout; want "Milan" or "Genoa"`)
+	case product == "":
+		return fmt.Errorf("is missing, %s", want)
+	case product == "Turin":
+		return fmt.Errorf("%q cannot be judged yet, its TCB_VERSION has another layout; %s", product, want)
 	default:
-		return fmt.Errorf(`%q is no processor line, want "Milan" or "Genoa"`, product)
+		return fmt.Errorf("%q is no processor line, %s", product, want)
 	}
 }

@@ -42,14 +42,6 @@ type Evidence struct {
 	Table *spb.CertificateChain
 }
 
-// Names are those of the key that signed and of the one that signed its certificate.
-func (e Evidence) Names() (ek, signer string) {
-	if e.Key == abi.VlekReportSigner {
-		return "VLEK", "ASVK"
-	}
-	return "VCEK", "ASK"
-}
-
 // Missing says which certificates are not in the table.
 func (e Evidence) Missing() (ek, signer bool) {
 	return len(*e.endorsement()) == 0, len(e.Table.GetAskCert()) == 0
@@ -61,6 +53,14 @@ func (e Evidence) endorsement() *[]byte {
 		return &e.Table.VlekCert
 	}
 	return &e.Table.VcekCert
+}
+
+// Names are those of the key that signed and of the one that signed its certificate.
+func Names(key abi.ReportSigner) (ek, signer string) {
+	if key == abi.VlekReportSigner {
+		return "VLEK", "ASVK"
+	}
+	return "VCEK", "ASK"
 }
 
 // Chain is a chain of certificates that was verified.
@@ -97,7 +97,7 @@ func (v *Validator) Validate(
 	if r != nil {
 		return attestation.Claims{}, r
 	}
-	if _, r := v.any(e.about); r != nil {
+	if _, r := v.try(e.about); r != nil {
 		return attestation.Claims{}, r
 	}
 	if err := v.complete(ctx, e, data); err != nil {
@@ -105,7 +105,7 @@ func (v *Validator) Validate(
 	}
 
 	now := v.Now()
-	i, r := v.any(e.about,
+	i, r := v.try(e.about,
 		func(ref Reference) []judge.Check { return e.vouched(ref, now) },
 		func(ref Reference) []judge.Check { return e.fields(ref, data) },
 		func(ref Reference) []judge.Check {
@@ -136,7 +136,7 @@ func (v *Validator) Validate(
 // refused before anybody is asked for them, so that made-up chips do not become requests to the vendor.
 func (v *Validator) complete(ctx context.Context, e *evidence, data attestation.ReportData) error {
 	if ek, signer := e.Missing(); ek || signer {
-		if _, r := v.any(e.about, func(ref Reference) []judge.Check { return e.fields(ref, data) }); r != nil {
+		if _, r := v.try(e.about, func(ref Reference) []judge.Check { return e.fields(ref, data) }); r != nil {
 			return r
 		}
 		if err := v.Vendor.Complete(ctx, e.Evidence); err != nil {
@@ -149,8 +149,8 @@ func (v *Validator) complete(ctx context.Context, e *evidence, data attestation.
 	return nil
 }
 
-// any finds the first reference that passes all checks.
-func (v *Validator) any(checks ...func(Reference) []judge.Check) (int, *attestation.Rejected) {
+// try finds the first reference that passes all checks.
+func (v *Validator) try(checks ...func(Reference) []judge.Check) (int, *attestation.Rejected) {
 	return judge.Any(v.References, func(ref Reference) (passed int, r *attestation.Rejected) {
 		for _, of := range checks {
 			n, r := judge.First(of(ref)...)
