@@ -8,8 +8,9 @@
 // processor line always comes from there: a host would send the last one that suits it. Both through a Getter, which may
 // remember what it got.
 //
-// Milan and Genoa are supported, in reports of version 3 and up (firmware 1.55 and up: earlier ones do not say which
-// processor signed). Turin is not: its TCB_VERSION and its VCEK differ, and go-sev-guest reads them as Milan's.
+// Milan and Genoa are supported, in reports of version 3 and up: earlier ones do not say which processor signed. Turin is
+// not, as its TCB_VERSION and its VCEK differ and go-sev-guest reads them as Milan's; nor are Bergamo and Siena, whose
+// CPUID_FAM_ID and CPUID_MOD_ID go-sev-guest does not know.
 package snp
 
 import (
