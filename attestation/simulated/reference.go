@@ -4,14 +4,15 @@ import (
 	"bytes"
 	"crypto/rsa"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/google/go-sev-guest/abi"
-	"github.com/google/go-sev-guest/kds"
+
+	"portcullis.dev/portcullis/attestation/internal/sevsnp"
 )
 
 // ReferenceValue is what evidence is compared with, as it stands in a manifest. Every field must be written down:
@@ -26,14 +27,8 @@ type ReferenceValue struct {
 	MinimumTCB TCB
 }
 
-// TCB is the components of TCB_VERSION (AMD SEV-SNP ABI specification, table "TCB_VERSION"), each 0 to 127, and to 255
-// for Microcode. Zero may be written; it may not be left out.
-type TCB struct {
-	BootLoader *int
-	TEE        *int
-	SNP        *int
-	Microcode  *int
-}
+// TCB is the components of TCB_VERSION.
+type TCB = sevsnp.TCB
 
 // Validate lists every fault, each as "Field: what is wrong and what would be right". None means that the value is usable.
 func (r ReferenceValue) Validate() []string {
@@ -41,45 +36,30 @@ func (r ReferenceValue) Validate() []string {
 	return faults
 }
 
-// reference is a ReferenceValue that cannot hold a wrong value.
-type reference struct {
-	root        *x509.Certificate
-	product     string // Milan or Genoa
-	measurement [abi.MeasurementSize]byte
-	minimum     kds.TCBParts
-}
-
-func (r ReferenceValue) parse() (reference, []string) {
+// parse leaves to the operator what AMD's platform lets an owner choose: any chip, threads of one core in different guests
+// as every cloud has it, and no ID block.
+func (r ReferenceValue) parse() (sevsnp.Reference, []string) {
 	var (
-		ref    reference
 		faults []string
 		err    error
 	)
-	if ref.root, ref.product, err = parseRoot(r.RootCA); err != nil {
+	ref := sevsnp.Reference{
+		SigningKey: abi.VcekReportSigner,
+		AllowSMT:   true,
+		Chips:      sevsnp.Any,
+		IDKeys:     sevsnp.None(abi.IDKeyDigestSize),
+		AuthorKeys: sevsnp.None(abi.AuthorKeyDigestSize),
+	}
+	if ref.Root, ref.Product, err = parseRoot(r.RootCA); err != nil {
 		faults = append(faults, fmt.Sprintf("RootCA: %v", err))
 	}
-	if ref.measurement, err = parseMeasurement(r.Measurement); err != nil {
+	if ref.Measurement, err = sevsnp.ParseMeasurement(r.Measurement); err != nil {
 		faults = append(faults, fmt.Sprintf("Measurement: %v", err))
 	}
-	for _, part := range []struct {
-		name  string
-		value *int
-		most  int
-		to    *uint8
-	}{
-		{"BootLoader", r.MinimumTCB.BootLoader, 127, &ref.minimum.BlSpl},
-		{"TEE", r.MinimumTCB.TEE, 127, &ref.minimum.TeeSpl},
-		{"SNP", r.MinimumTCB.SNP, 127, &ref.minimum.SnpSpl},
-		{"Microcode", r.MinimumTCB.Microcode, 255, &ref.minimum.UcodeSpl},
-	} {
-		switch {
-		case part.value == nil:
-			faults = append(faults, fmt.Sprintf("MinimumTCB.%s: is missing, want 0 to %d", part.name, part.most))
-		case *part.value < 0 || *part.value > part.most:
-			faults = append(faults, fmt.Sprintf("MinimumTCB.%s: is %d, want 0 to %d", part.name, *part.value, part.most))
-		default:
-			*part.to = uint8(*part.value)
-		}
+	minimum, tcbFaults := r.MinimumTCB.Parse()
+	ref.MinimumTCB = minimum
+	for _, fault := range tcbFaults {
+		faults = append(faults, "MinimumTCB"+fault)
 	}
 	return ref, faults
 }
@@ -104,23 +84,9 @@ func parseRoot(text string) (*x509.Certificate, string, error) {
 	if err := root.CheckSignatureFrom(root); err != nil {
 		return nil, "", fmt.Errorf("is not self-signed: %w", err)
 	}
-	product := strings.TrimPrefix(root.Subject.CommonName, "ARK-")
-	if product != "Milan" && product != "Genoa" || product == root.Subject.CommonName {
+	product, ok := strings.CutPrefix(root.Subject.CommonName, "ARK-")
+	if !ok || !slices.Contains(sevsnp.Products, product) {
 		return nil, "", fmt.Errorf("has the common name %q, want ARK-Milan or ARK-Genoa", root.Subject.CommonName)
 	}
 	return root, product, nil
-}
-
-func parseMeasurement(s string) (m [abi.MeasurementSize]byte, err error) {
-	if s == "" {
-		return m, fmt.Errorf("is missing, want %d lower-case hexadecimal digits", 2*len(m))
-	}
-	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(m) || hex.EncodeToString(b) != s {
-		return m, fmt.Errorf("%q is not %d lower-case hexadecimal digits", s, 2*len(m))
-	}
-	if m = [abi.MeasurementSize]byte(b); m == [abi.MeasurementSize]byte{} {
-		return m, errors.New("is all zero")
-	}
-	return m, nil
 }

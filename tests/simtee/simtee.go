@@ -1,14 +1,16 @@
 // Package simtee is a pretended SEV-SNP processor, for tests and demonstrations. Nothing that is shipped imports it.
 //
 // A World stands for AMD and one of its chips: a root key (ARK), a signing key (ASK) and the chip's own endorsement key
-// (VCEK), with certificates as AMD's key distribution service issues them (AMD document 57230). A Machine stands for one
-// guest on that chip: it was launched with a measurement, the host gave it host data, and it signs attestation reports
-// that are real to the byte. What the real thing has and this one has not is protection: who has the world's folder can
-// sign whatever he likes.
+// (VCEK), with certificates as AMD's key distribution service issues them (AMD document 57230), and beside them the key
+// that AMD gives to a cloud (VLEK) and the one that certifies it (ASVK). A Machine stands for one guest on that chip: it
+// was launched with a measurement, the host gave it host data, and it signs attestation reports that are real to the byte.
+// A KDS answers in the place of AMD's key distribution service. What the real thing has and this one has not is
+// protection: who has the world's folder can sign whatever he likes.
 package simtee
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -27,6 +29,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/go-sev-guest/abi"
@@ -38,18 +41,21 @@ import (
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/simulated"
+	"portcullis.dev/portcullis/attestation/snp"
 )
 
 // TCB is the firmware that the chip runs: boot loader 3, TEE 0, SNP 8, microcode 115, an ordinary Milan.
 var TCB = kds.TCBParts{BlSpl: 3, TeeSpl: 0, SnpSpl: 8, UcodeSpl: 115}
 
-// Keys are the three private keys of a world.
+// Keys are the private keys of a world. It may lack those of a cloud.
 type Keys struct {
 	ARK, ASK *rsa.PrivateKey   // 4096 bits
 	VCEK     *ecdsa.PrivateKey // P-384
+	ASVK     *rsa.PrivateKey   // 4096 bits
+	VLEK     *ecdsa.PrivateKey // P-384
 }
 
-// NewKeys makes the keys of a world of its own. Two RSA keys of 4096 bits take some seconds.
+// NewKeys makes the keys of a world of its own, without a cloud. Two RSA keys of 4096 bits take some seconds.
 func NewKeys() (Keys, error) {
 	var (
 		k     Keys
@@ -73,61 +79,108 @@ func NewKeys() (Keys, error) {
 
 // PublishedKeys are in go-sev-guest's source for anyone to read. For tests that cannot wait for NewKeys.
 func PublishedKeys() Keys {
-	return Keys{ARK: data.ARKPrivateKey, ASK: data.ASKPrivateKey, VCEK: data.VCEKPrivateKey}
+	return Keys{
+		ARK: data.ARKPrivateKey, ASK: data.ASKPrivateKey, VCEK: data.VCEKPrivateKey,
+		ASVK: data.ASVKPrivateKey, VLEK: data.VLEKPrivateKey,
+	}
 }
 
 // World is a root of trust and one chip under it.
 type World struct {
-	Keys           Keys
+	// Product is the processor line, Milan or Genoa.
+	Product string
+	Keys    Keys
+	Certificates
+}
+
+// Certificates are those of a world: the root, two signing keys under it, and one endorsement key under each.
+type Certificates struct {
 	ARK, ASK, VCEK *x509.Certificate
+	ASVK, VLEK     *x509.Certificate // nil without a cloud
 }
 
 // Alteration changes a certificate before it is signed, so that a test can make exactly one thing wrong.
 type Alteration func(ark, ask, vcek *x509.Certificate)
 
-// New makes a world.
+// New makes a world of a Milan.
 func New(keys Keys, alterations ...Alteration) (*World, error) {
-	ark, ask, vcek := arkTemplate(), askTemplate(), vcekTemplate()
-	for _, alter := range alterations {
-		alter(ark, ask, vcek)
-	}
-	w := &World{Keys: keys}
-	for _, c := range []struct {
-		name             string
-		template, parent *x509.Certificate
-		pub              any
-		key              crypto.Signer
-		to               **x509.Certificate
-	}{
-		{"ARK", ark, ark, keys.ARK.Public(), keys.ARK, &w.ARK},
-		{"ASK", ask, ark, keys.ASK.Public(), keys.ARK, &w.ASK},
-		{"VCEK", vcek, ask, keys.VCEK.Public(), keys.ASK, &w.VCEK},
-	} {
-		der, err := x509.CreateCertificate(rand.Reader, c.template, c.parent, c.pub, c.key)
-		if err != nil {
-			return nil, fmt.Errorf("make the %s: %w", c.name, err)
+	return NewProduct("Milan", keys, func(c *Certificates) {
+		for _, alter := range alterations {
+			alter(c.ARK, c.ASK, c.VCEK)
 		}
-		if *c.to, err = x509.ParseCertificate(der); err != nil {
-			return nil, fmt.Errorf("make the %s: %w", c.name, err)
-		}
+	})
+}
+
+// NewProduct makes a world of a processor line. alter, which may be nil, changes certificates before they are signed.
+func NewProduct(product string, keys Keys, alter func(*Certificates)) (*World, error) {
+	templates := Certificates{
+		ARK: arkTemplate(product), ASK: askTemplate(product), VCEK: vcekTemplate(product),
+		ASVK: asvkTemplate(product), VLEK: vlekTemplate(product),
 	}
-	return w, nil
+	if alter != nil {
+		alter(&templates)
+	}
+	w := &World{Product: product, Keys: keys}
+	if err := errors.Join(
+		certify(&w.ARK, templates.ARK, templates.ARK, keys.ARK, keys.ARK),
+		certify(&w.ASK, templates.ASK, templates.ARK, keys.ASK, keys.ARK),
+		certify(&w.VCEK, templates.VCEK, templates.ASK, keys.VCEK, keys.ASK),
+	); err != nil {
+		return nil, err
+	}
+	if keys.ASVK == nil {
+		return w, nil
+	}
+	return w, errors.Join(
+		certify(&w.ASVK, templates.ASVK, templates.ARK, keys.ASVK, keys.ARK),
+		certify(&w.VLEK, templates.VLEK, templates.ASVK, keys.VLEK, keys.ASVK),
+	)
+}
+
+func certify(to **x509.Certificate, template, parent *x509.Certificate, key, by crypto.Signer) error {
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), by)
+	if err != nil {
+		return fmt.Errorf("make %s: %w", template.Subject.CommonName, err)
+	}
+	if *to, err = x509.ParseCertificate(der); err != nil {
+		return fmt.Errorf("make %s: %w", template.Subject.CommonName, err)
+	}
+	return nil
 }
 
 // RootPEM is the ARK as a manifest names it.
 func (w *World) RootPEM() string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.ARK.Raw}))
+	return string(encode(w.ARK))
 }
 
 // Reference is the reference value that accepts this world's machines of one measurement.
 func (w *World) Reference(measurement Measurement) simulated.ReferenceValue {
-	part := func(v uint8) *int { n := int(v); return &n }
 	return simulated.ReferenceValue{
 		RootCA:      w.RootPEM(),
 		Measurement: measurement.String(),
-		MinimumTCB: simulated.TCB{
-			BootLoader: part(TCB.BlSpl), TEE: part(TCB.TeeSpl), SNP: part(TCB.SnpSpl), Microcode: part(TCB.UcodeSpl),
-		},
+		MinimumTCB:  minimumTCB(),
+	}
+}
+
+// SNPReference is the reference value that would accept this world's machines of one measurement, signed by the VCEK, if
+// the world were AMD's.
+func (w *World) SNPReference(measurement Measurement) snp.ReferenceValue {
+	return snp.ReferenceValue{
+		Product:          w.Product,
+		SigningKey:       "VCEK",
+		Measurement:      measurement.String(),
+		MinimumTCB:       minimumTCB(),
+		MinimumABI:       snp.ABI{Major: new(0), Minor: new(0)},
+		AllowSMT:         new(true),
+		AllowedChipIDs:   []string{"any"},
+		IDKeyDigests:     []string{"none"},
+		AuthorKeyDigests: []string{"none"},
+	}
+}
+
+func minimumTCB() snp.TCB {
+	return snp.TCB{
+		BootLoader: new(int(TCB.BlSpl)), TEE: new(int(TCB.TeeSpl)), SNP: new(int(TCB.SnpSpl)), Microcode: new(int(TCB.UcodeSpl)),
 	}
 }
 
@@ -151,6 +204,10 @@ type Machine struct {
 	World       *World
 	Measurement Measurement
 	HostData    [abi.HostDataSize]byte
+	// Platform is what the evidence says it is, Simulated unless set.
+	Platform attestation.Platform
+	// SignedBy is the kind of key that signs, the VCEK unless set.
+	SignedBy abi.ReportSigner
 	// Alter changes the report before it is signed, Corrupt the finished evidence. Either may be nil.
 	Alter   func(*spb.Report)
 	Corrupt func(*attestation.Evidence)
@@ -175,21 +232,27 @@ func (m *Machine) Issue(_ context.Context, reportData attestation.ReportData) (a
 		return attestation.Evidence{}, fmt.Errorf("lay the report out: %w", err)
 	}
 	digest := sha512.Sum384(abi.SignedComponent(raw))
-	r, s, err := ecdsa.Sign(rand.Reader, m.World.Keys.VCEK, digest[:])
+	key := m.World.Keys.VCEK
+	if m.SignedBy == abi.VlekReportSigner {
+		key = m.World.Keys.VLEK
+	}
+	r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
 	if err != nil {
 		return attestation.Evidence{}, fmt.Errorf("sign the report: %w", err)
 	}
 	if err := abi.SetSignature(r, s, raw); err != nil {
 		return attestation.Evidence{}, fmt.Errorf("sign the report: %w", err)
 	}
-	e := attestation.Evidence{Platform: attestation.Simulated, Report: raw, Certificates: m.World.table()}
+	e := attestation.Evidence{
+		Platform: cmp.Or(m.Platform, attestation.Simulated), Report: raw, Certificates: m.World.table(m.SignedBy),
+	}
 	if m.Corrupt != nil {
 		m.Corrupt(&e)
 	}
 	return e, nil
 }
 
-// report is what the firmware of a Milan in good order fills in.
+// report is what firmware in good order fills in.
 func (m *Machine) report(reportData [abi.ReportDataSize]byte) *spb.Report {
 	tcb := mustCompose(TCB)
 	id := sha256.Sum256(append(m.Measurement[:], m.HostData[:]...)) // the same for all reports of one guest
@@ -206,7 +269,7 @@ func (m *Machine) report(reportData [abi.ReportDataSize]byte) *spb.Report {
 		SignatureAlgo:   abi.SignEcdsaP384Sha384,
 		CurrentTcb:      tcb,
 		PlatformInfo:    1, // SMT_EN
-		SignerInfo:      abi.ComposeSignerInfo(abi.SignerInfo{SigningKey: abi.VcekReportSigner}),
+		SignerInfo:      abi.ComposeSignerInfo(abi.SignerInfo{SigningKey: m.SignedBy}),
 		ReportData:      reportData[:],
 		Measurement:     bytes.Clone(m.Measurement[:]),
 		HostData:        bytes.Clone(m.HostData[:]),
@@ -215,7 +278,7 @@ func (m *Machine) report(reportData [abi.ReportDataSize]byte) *spb.Report {
 		ReportId:        id[:],
 		ReportIdMa:      unset,
 		ReportedTcb:     tcb,
-		Cpuid1EaxFms:    abi.FmsToCpuid1Eax(0x19, 0x01, 0x01), // Milan-B1
+		Cpuid1EaxFms:    processor[m.World.Product],
 		ChipId:          bytes.Clone(chipID[:]),
 		CommittedTcb:    tcb,
 		CurrentBuild:    21,
@@ -229,12 +292,22 @@ func (m *Machine) report(reportData [abi.ReportDataSize]byte) *spb.Report {
 	}
 }
 
+// processor is CPUID_1_EAX, stepping B1 (AMD document 57230, "Determining the Product Name").
+var processor = map[string]uint32{
+	"Milan": abi.FmsToCpuid1Eax(0x19, 0x01, 0x01),
+	"Genoa": abi.FmsToCpuid1Eax(0x19, 0x11, 0x01),
+}
+
 var chipID = sha512.Sum512([]byte("the pretended chip"))
 
-func (w *World) table() []byte {
+func (w *World) table(signedBy abi.ReportSigner) []byte {
+	ek, signer := abi.CertTableEntry{GUID: uuid.MustParse(abi.VcekGUID), RawCert: w.VCEK.Raw}, w.ASK
+	if signedBy == abi.VlekReportSigner {
+		ek, signer = abi.CertTableEntry{GUID: uuid.MustParse(abi.VlekGUID), RawCert: w.VLEK.Raw}, w.ASVK
+	}
 	return Table(
-		abi.CertTableEntry{GUID: uuid.MustParse(abi.VcekGUID), RawCert: w.VCEK.Raw},
-		abi.CertTableEntry{GUID: uuid.MustParse(abi.AskGUID), RawCert: w.ASK.Raw},
+		ek,
+		abi.CertTableEntry{GUID: uuid.MustParse(abi.AskGUID), RawCert: signer.Raw},
 		abi.CertTableEntry{GUID: uuid.MustParse(abi.ArkGUID), RawCert: w.ARK.Raw},
 	)
 }
@@ -245,24 +318,24 @@ func Table(entries ...abi.CertTableEntry) []byte { return (&abi.CertTable{Entrie
 // The certificates as in AMD document 57230, "Versioned Chip Endorsement Key (VCEK) Certificate and KDS Interface
 // Specification", chapter 3.
 
-func arkTemplate() *x509.Certificate {
+func arkTemplate(product string) *x509.Certificate {
 	return &x509.Certificate{
 		SerialNumber:          big.NewInt(0x010000),
-		Subject:               amdName("ARK-Milan"),
+		Subject:               amdName("ARK-" + product),
 		NotBefore:             time.Now().Add(-24 * time.Hour),
 		NotAfter:              time.Now().AddDate(25, 0, 0),
 		SignatureAlgorithm:    x509.SHA384WithRSAPSS,
 		BasicConstraintsValid: true,
 		IsCA:                  true,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
-		CRLDistributionPoints: []string{kds.CrlLinkByRole("Milan", "ARK")},
+		CRLDistributionPoints: []string{kds.CrlLinkByRole(product, "ARK")},
 	}
 }
 
-func askTemplate() *x509.Certificate {
+func askTemplate(product string) *x509.Certificate {
 	return &x509.Certificate{
 		SerialNumber:          big.NewInt(0x010001),
-		Subject:               amdName("SEV-Milan"),
+		Subject:               amdName("SEV-" + product),
 		NotBefore:             time.Now().Add(-24 * time.Hour),
 		NotAfter:              time.Now().AddDate(25, 0, 0),
 		SignatureAlgorithm:    x509.SHA384WithRSAPSS,
@@ -270,27 +343,59 @@ func askTemplate() *x509.Certificate {
 		IsCA:                  true,
 		MaxPathLenZero:        true,
 		KeyUsage:              x509.KeyUsageCertSign,
-		CRLDistributionPoints: []string{kds.CrlLinkByRole("Milan", "ASK")},
+		CRLDistributionPoints: []string{kds.CrlLinkByRole(product, "ASK")},
 	}
 }
 
-func vcekTemplate() *x509.Certificate {
+func asvkTemplate(product string) *x509.Certificate {
+	template := askTemplate(product)
+	template.SerialNumber = big.NewInt(0x010101)
+	template.Subject = amdName("SEV-VLEK-" + product)
+	template.CRLDistributionPoints = []string{kds.CrlLinkByRole(product, "ASVK")}
+	return template
+}
+
+func vcekTemplate(product string) *x509.Certificate {
 	return &x509.Certificate{
 		SerialNumber:       big.NewInt(0), // AMD gives all VCEKs the serial number 0
 		Subject:            amdName("SEV-VCEK"),
 		NotBefore:          time.Now().Add(-24 * time.Hour),
 		NotAfter:           time.Now().AddDate(7, 0, 0),
 		SignatureAlgorithm: x509.SHA384WithRSAPSS,
-		ExtraExtensions:    VCEKExtensions(TCB, chipID[:]),
+		ExtraExtensions:    endorsement(product+"-B1", chip(chipID[:]), TCB),
 	}
 }
 
-// VCEKExtensions are AMD's own: what the certificate vouches for.
-func VCEKExtensions(tcb kds.TCBParts, chip []byte) []pkix.Extension {
+func vlekTemplate(product string) *x509.Certificate {
+	return &x509.Certificate{
+		SerialNumber:       big.NewInt(0x4711),
+		Subject:            amdName("SEV-VLEK"),
+		NotBefore:          time.Now().Add(-24 * time.Hour),
+		NotAfter:           time.Now().AddDate(1, 0, 0),
+		SignatureAlgorithm: x509.SHA384WithRSAPSS,
+		ExtraExtensions:    VLEKExtensions(product, TCB),
+	}
+}
+
+// VCEKExtensions are AMD's own: what a Milan's certificate vouches for.
+func VCEKExtensions(tcb kds.TCBParts, chipID []byte) []pkix.Extension {
+	return endorsement("Milan-B1", chip(chipID), tcb)
+}
+
+// VLEKExtensions are what the certificate of a cloud's key vouches for.
+func VLEKExtensions(product string, tcb kds.TCBParts) []pkix.Extension {
+	return endorsement(product, pkix.Extension{Id: kds.OidCspID, Value: ia5("cloud.test")}, tcb)
+}
+
+func chip(id []byte) pkix.Extension {
+	return pkix.Extension{Id: kds.OidHwid, Value: id} // the bare octets, as AMD has them
+}
+
+func endorsement(product string, whose pkix.Extension, tcb kds.TCBParts) []pkix.Extension {
 	extensions := []pkix.Extension{
 		{Id: kds.OidStructVersion, Value: integer(1)},
-		{Id: kds.OidProductName1, Value: ia5("Milan-B1")},
-		{Id: kds.OidHwid, Value: chip}, // the bare octets, as AMD has them
+		{Id: kds.OidProductName1, Value: ia5(product)},
+		whose,
 	}
 	for _, part := range []struct {
 		id    asn1.ObjectIdentifier
@@ -353,7 +458,7 @@ const (
 	keyFile  = ".key"
 )
 
-// Save writes the world to a folder, which it makes if need be.
+// Save writes the world, without its cloud, to a folder, which it makes if need be.
 func (w *World) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("save the world: %w", err)
@@ -375,8 +480,7 @@ func (w *World) Save(dir string) error {
 		if err := os.WriteFile(filepath.Join(dir, f.name+keyFile), key, 0o600); err != nil {
 			return fmt.Errorf("save the world: %w", err)
 		}
-		certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: f.certificate.Raw})
-		if err := os.WriteFile(filepath.Join(dir, f.name), certificate, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, f.name), encode(f.certificate), 0o644); err != nil {
 			return fmt.Errorf("save the world: %w", err)
 		}
 	}
@@ -413,6 +517,7 @@ func Load(dir string) (*World, error) {
 			return nil, fmt.Errorf("load the world: %s: a %T is the wrong kind of key", f.name+keyFile, key)
 		}
 	}
+	w.Product = strings.TrimPrefix(w.ARK.Subject.CommonName, "ARK-")
 	return w, nil
 }
 

@@ -27,6 +27,9 @@ func TestASavedWorldIsTheSameWorld(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if loaded.Product != "Milan" {
+		t.Errorf("the processor line became %q", loaded.Product)
+	}
 	measurement := simtee.Measurement(bytes.Repeat([]byte{0xa5}, 48))
 	v, err := simulated.NewValidator([]simulated.ReferenceValue{w.Reference(measurement)})
 	if err != nil {

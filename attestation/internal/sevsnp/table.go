@@ -1,4 +1,4 @@
-package simulated
+package sevsnp
 
 import (
 	"encoding/binary"
@@ -9,19 +9,25 @@ import (
 	"github.com/google/uuid"
 )
 
-// maxTable bounds a certificate table: three certificates are about 5 KiB.
-const maxTable = 64 << 10
+// MaxTable bounds a certificate table, and so every certificate, in bytes: three certificates are about 5 KiB.
+const MaxTable = 64 << 10
 
 // parseTable reads a certificate table (GHCB specification, SNP extended guest request): entries of GUID, u32 offset and
 // u32 length, ended by an entry of zeros. The library's own reader adds offset and length in 32 bits and allocates
-// before it looks, so that a table of 48 bytes makes it take 4 GiB.
+// before it looks, so that a table of 48 bytes makes it take 4 GiB. A host may leave the whole table out.
+//
+// Its entry for the ASK holds the ASVK where a VLEK signs.
 func parseTable(table []byte) (*spb.CertificateChain, error) {
-	if len(table) > maxTable {
-		return nil, fmt.Errorf("a certificate table of %d bytes, want at most %d", len(table), maxTable)
+	if len(table) > MaxTable {
+		return nil, fmt.Errorf("a certificate table of %d bytes, want at most %d", len(table), MaxTable)
 	}
 	chain := &spb.CertificateChain{}
+	if len(table) == 0 {
+		return chain, nil
+	}
 	known := map[uuid.UUID]*[]byte{
 		uuid.MustParse(abi.VcekGUID): &chain.VcekCert,
+		uuid.MustParse(abi.VlekGUID): &chain.VlekCert,
 		uuid.MustParse(abi.AskGUID):  &chain.AskCert,
 		uuid.MustParse(abi.ArkGUID):  &chain.ArkCert,
 	}
