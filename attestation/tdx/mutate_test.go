@@ -1,0 +1,191 @@
+package tdx_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/tdx"
+	"portcullis.dev/portcullis/tests/simtdx"
+)
+
+// Where things are in a quote of a simtdx.Machine: [from, to).
+var regions = [][2]int{
+	{0, 2},
+	{2, 4},
+	{4, 8},
+	{12, 28},
+	{48, 64},     // TEE_TCB_SVN
+	{64, 112},    // MRSEAM
+	{168, 176},   // TDATTRIBUTES
+	{176, 184},   // XFAM
+	{184, 232},   // MRTD
+	{232, 280},   // MRCONFIGID
+	{376, 568},   // RTMRs
+	{568, 632},   // REPORTDATA
+	{632, 636},   // size of the signature data
+	{636, 700},   // signature
+	{700, 764},   // attestation key
+	{764, 766},   // certification data type
+	{766, 770},   // and size
+	{770, 1154},  // QE report
+	{1154, 1218}, // QE report signature
+	{1218, 1220}, // size of the authentication data
+	{1220, 1252}, // authentication data
+	{1252, 1254}, // type of the chain
+	{1254, 1258}, // and size
+	{1258, 4000}, // chain
+}
+
+// mutator spoils evidence: blindly, by field, and by mixing it with other evidence that is good in itself.
+type mutator struct {
+	*rand.Rand
+	good  []byte
+	other [][]byte // good over other report data, of another policy too, and of another world
+}
+
+func newMutator(t testing.TB, seed uint64, m *simtdx.Machine, good []byte) *mutator {
+	t.Helper()
+	u := &mutator{Rand: rand.New(rand.NewPCG(seed, 0)), good: good}
+	another := m.World.Machine(attestation.PolicyHash{1})
+	for _, tc := range []struct {
+		m    *simtdx.Machine
+		data attestation.ReportData
+	}{
+		{m, attestation.NewReportData("test", []byte("another nonce"))},
+		{another, attestation.NewReportData("test", []byte("a third nonce"))},
+		{world(t).Machine(policy), reportData},
+	} {
+		e, err := tc.m.Issue(t.Context(), tc.data)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.other = append(u.other, e.Report)
+	}
+	return u
+}
+
+// mutate changes something, most often one thing.
+func (u *mutator) mutate() []byte {
+	b := bytes.Clone(u.good)
+	for range 1 + u.IntN(2)*u.IntN(3) {
+		b = u.once(b)
+	}
+	return b
+}
+
+func (u *mutator) once(b []byte) []byte {
+	if len(b) == 0 {
+		return b
+	}
+	region := regions[u.IntN(len(regions))]
+	from, to := min(region[0], len(b)), min(region[1], len(b))
+	at := u.IntN(len(b))
+	switch u.IntN(11) {
+	case 0: // a bit anywhere
+		b[at] ^= 1 << u.IntN(8)
+	case 1: // a byte anywhere
+		b[at] = byte(u.Uint32())
+	case 2: // a bit in a field
+		if from < to {
+			b[from+u.IntN(to-from)] ^= 1 << u.IntN(8)
+		}
+	case 3: // a field of one value
+		fill := byte(u.Uint32())
+		for i := from; i < to; i++ {
+			b[i] = fill
+		}
+	case 4: // a field of noise
+		for i := from; i < to; i++ {
+			b[i] = byte(u.Uint32())
+		}
+	case 5: // a field of other evidence
+		other := u.other[u.IntN(len(u.other))]
+		copy(b[from:to], other[min(from, len(other)):min(to, len(other))])
+	case 6: // the rest of other evidence
+		other := u.other[u.IntN(len(u.other))]
+		b = append(b[:from:from], other[min(from, len(other)):]...)
+	case 7: // cut off
+		b = b[:at]
+	case 8: // cut out
+		b = slices.Delete(b, at, min(len(b), at+1+u.IntN(64)))
+	case 9: // put in
+		b = slices.Insert(b, at, make([]byte, 1+u.IntN(64))...)
+	case 10: // a size
+		size := [][2]int{{632, 4}, {766, 4}, {1218, 2}, {1254, 4}}[u.IntN(4)]
+		if size[0]+4 > len(b) {
+			return b
+		}
+		value := []uint32{0, 1, u.Uint32(), 0xffffffff, 0x80000000, uint32(u.IntN(8000))}[u.IntN(6)]
+		if size[1] == 2 {
+			binary.LittleEndian.PutUint16(b[size[0]:], uint16(value))
+		} else {
+			binary.LittleEndian.PutUint32(b[size[0]:], value)
+		}
+	}
+	return b
+}
+
+// check wants a refusal that is not a panic, or the same evidence in another spelling (PEM has many).
+func check(t testing.TB, v attestation.Validator, good, mutated []byte) {
+	t.Helper()
+	_, err := v.Validate(t.Context(), attestation.Evidence{Platform: attestation.TDX, Report: mutated}, reportData)
+	var r *attestation.Rejected
+	switch {
+	case err == nil:
+		if !bytes.Equal(tdx.Meaning(mutated), tdx.Meaning(good)) {
+			t.Errorf("accepted: %d bytes, other than the good %d from byte %d on", len(mutated), len(good), firstDifference(mutated, good))
+		}
+	case !errors.As(err, &r):
+		t.Errorf("got %v, want a rejection", err)
+	case strings.Contains(r.Got, "panic"):
+		t.Errorf("%v: %d bytes, other than the good %d from byte %d on", err, len(mutated), len(good), firstDifference(mutated, good))
+	}
+}
+
+func firstDifference(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return min(len(a), len(b))
+}
+
+// 10^4 mutations, and with PORTCULLIS_SOAK=1 10^6.
+func TestNoMutatedEvidenceIsAccepted(t *testing.T) {
+	n := 10_000
+	if os.Getenv("PORTCULLIS_SOAK") == "1" {
+		n = 1_000_000
+	}
+	w := world(t)
+	m := w.Machine(policy)
+	v := validator(t, options(w), m.Reference())
+	good := issue(t, m).Report
+	u := newMutator(t, 1, m, good)
+	for range n {
+		check(t, v, good, u.mutate())
+	}
+	if collateral, agreed := tdx.Remembered(v); collateral > 1 {
+		t.Errorf("remembered %d, %d findings for forged evidence", collateral, agreed)
+	}
+}
+
+func FuzzValidate(f *testing.F) {
+	w := world(f)
+	m := w.Machine(policy)
+	v := validator(f, options(w), m.Reference())
+	good := issue(f, m).Report
+	f.Add(uint64(0), []byte(nil))
+	f.Add(uint64(1), good)
+	f.Fuzz(func(t *testing.T, seed uint64, b []byte) {
+		check(t, v, good, newMutator(t, seed, m, good).mutate())
+		check(t, v, good, b)
+	})
+}
