@@ -53,16 +53,12 @@ type mutator struct {
 func newMutator(t testing.TB, seed uint64, m *simtdx.Machine, good []byte) *mutator {
 	t.Helper()
 	u := &mutator{Rand: rand.New(rand.NewPCG(seed, 0)), good: good}
-	another := m.World.Machine(attestation.PolicyHash{1})
-	for _, tc := range []struct {
-		m    *simtdx.Machine
-		data attestation.ReportData
-	}{
-		{m, attestation.NewReportData("test", []byte("another nonce"))},
-		{another, attestation.NewReportData("test", []byte("a third nonce"))},
-		{world(t).Machine(policy), reportData},
+	for i, other := range []*simtdx.Machine{
+		m.World.Machine(policy), m.World.Machine(attestation.PolicyHash{1}), world(t).Machine(policy),
 	} {
-		e, err := tc.m.Issue(t.Context(), tc.data)
+		// Each has a QE report of its own: one signature of the PCK over the same report is as good as another.
+		other.Alter = func(q *simtdx.Quote) { q.AuthData = bytes.Repeat([]byte{byte(i)}, len(q.AuthData)) }
+		e, err := other.Issue(t.Context(), attestation.NewReportData("test", []byte{byte(i)}))
 		if err != nil {
 			t.Fatal(err)
 		}
