@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-tdx-guest/pcs"
 
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/internal/judge"
 )
 
 // maxAnswer bounds what is read of one answer. The largest, the list of revoked PCKs, has some hundred KiB.
@@ -98,24 +99,25 @@ func (a *answers) verify(ca, root *x509.Certificate) (*collateral, *attestation.
 	c := &collateral{}
 	var err error
 	if c.tcbSigner, err = signedJSON(&a.tcbInfo, "tcbInfo", pcs.TcbInfoIssuerChainPhrase, root, &c.tcbInfo); err != nil {
-		return nil, rejected("TCB_INFO", "one that Intel's root vouches for", err.Error())
+		return nil, judge.Rejected("TCB_INFO", "one that Intel's root vouches for", err.Error())
 	}
 	if c.qeSigner, err = signedJSON(&a.qeIdentity, "enclaveIdentity", pcs.SgxQeIdentityIssuerChainPhrase, root,
 		&c.qeIdentity); err != nil {
-		return nil, rejected("QE_IDENTITY", "one that Intel's root vouches for", err.Error())
+		return nil, judge.Rejected("QE_IDENTITY", "one that Intel's root vouches for", err.Error())
 	}
 	if c.pckCRL, err = parseCRL(&a.pckCRL, ca); err != nil {
-		return nil, rejected("PCK_CRL", "one of the "+caName, err.Error())
+		return nil, judge.Rejected("PCK_CRL", "one of the "+caName, err.Error())
 	}
 	if c.rootCRL, err = parseCRL(&a.rootCRL, root); err != nil {
-		return nil, rejected("ROOT_CA_CRL", "one of the "+rootName, err.Error())
+		return nil, judge.Rejected("ROOT_CA_CRL", "one of the "+rootName, err.Error())
 	}
 	if t := c.tcbInfo; t.ID != "TDX" || t.Version != 3 || t.TcbType != 0 {
-		return nil, rejected("TCB_INFO", "id TDX, version 3, tcbType 0",
+		return nil, judge.Rejected("TCB_INFO", "id TDX, version 3, tcbType 0",
 			fmt.Sprintf("id %.16s, version %d, tcbType %d", t.ID, t.Version, t.TcbType))
 	}
-	if i := c.qeIdentity; i.ID != "TD_QE" || i.Version != 2 {
-		return nil, rejected("QE_IDENTITY", "id TD_QE, version 2", fmt.Sprintf("id %.16s, version %d", i.ID, i.Version))
+	if i := c.qeIdentity; i.ID != "TD_QE" || i.Version != 2 || len(i.Mrsigner.Bytes) != 32 {
+		return nil, judge.Rejected("QE_IDENTITY", "id TD_QE, version 2, mrsigner of 32 bytes",
+			fmt.Sprintf("id %.16s, version %d, mrsigner of %d bytes", i.ID, i.Version, len(i.Mrsigner.Bytes)))
 	}
 	return c, nil
 }
@@ -211,7 +213,7 @@ func (c *collateral) revoked(q *quote) *attestation.Rejected {
 	} {
 		for _, entry := range lookup.list.RevokedCertificateEntries {
 			if entry.SerialNumber.Cmp(lookup.serial) == 0 {
-				return rejected(lookup.field, "a certificate that is not revoked",
+				return judge.Rejected(lookup.field, "a certificate that is not revoked",
 					fmt.Sprintf("%x, revoked at %s", lookup.serial, entry.RevocationTime.Format(time.RFC3339)))
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	tdxverify "github.com/google/go-tdx-guest/verify"
 
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/internal/judge"
 )
 
 // libraryAgrees has go-tdx-guest verify the quote and its collateral once more, with every check on: the library that
@@ -41,7 +42,7 @@ func (v *validator) libraryAgrees(
 		TrustedRoots:     roots,
 		Now:              &tdxverify.TimeSet{PckCertChain: now, TcbInfo: now, QeIdentity: now, PckCrl: now, RootCaCrl: now},
 	}); err != nil {
-		return rejected("QUOTE", "what go-tdx-guest verifies", err.Error())
+		return judge.Rejected("REPORT", "what go-tdx-guest verifies", err.Error())
 	}
 	if upToDate {
 		v.agreed.put(shown, struct{}{})
@@ -69,7 +70,7 @@ func (q *verified) libraryAccepts(ref reference) *attestation.Rejected {
 			EnableTdDebugCheck: true,
 		},
 	}); err != nil {
-		return rejected("QUOTE", "what go-tdx-guest accepts", err.Error())
+		return judge.Rejected("REPORT", "what go-tdx-guest accepts", err.Error())
 	}
 	return nil
 }

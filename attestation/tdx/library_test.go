@@ -103,7 +103,7 @@ func TestARealQuote(t *testing.T) {
 	claims, err := v.Validate(t.Context(), attestation.Evidence{Platform: attestation.TDX, Report: sampleQuote()}, data)
 	wantRejected(t, "TDATTRIBUTES.SEPT_VE_DISABLE", claims, err)
 	claims, err = v.Validate(t.Context(), attestation.Evidence{Platform: attestation.TDX, Report: testdata.RawQuote}, data)
-	wantRejected(t, "QUOTE", claims, err) // with the maintainers' text
+	wantRejected(t, "REPORT", claims, err) // with the maintainers' text
 
 	const chain = 636 + 134 + 384 + 64 + 2 + 32 + 6
 	for i := range chain {
@@ -131,7 +131,8 @@ func TestARealQuoteOnAnotherDay(t *testing.T) {
 // A quote as Google's guests get it, of a TDX module of version 1.5 and padded to 8000 bytes. The library carries no
 // collateral for its platform, so it verifies up to there. The file is not in what go vendors.
 func TestARealQuoteOfAnotherPlatform(t *testing.T) {
-	dir, err := exec.CommandContext(t.Context(), "go", "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", "github.com/google/go-tdx-guest").Output()
+	dir, err := exec.CommandContext(t.Context(),
+		"go", "list", "-mod=readonly", "-m", "-f", "{{.Dir}}", "github.com/google/go-tdx-guest").Output()
 	if err != nil {
 		t.Skipf("go list: %v", err)
 	}
@@ -199,7 +200,7 @@ func TestLibraryHoleShortTEETCBSVN(t *testing.T) {
 	e := issue(t, m)
 	for _, n := range []int{48, 49, 63, 64} { // inside and right behind TEE_TCB_SVN
 		claims, err := v.Validate(t.Context(), attestation.Evidence{Platform: attestation.TDX, Report: e.Report[:n]}, reportData)
-		wantRejected(t, "QUOTE", claims, err)
+		wantRejected(t, "REPORT", claims, err)
 	}
 	for size := range 134 + 384 + 64 + 2 + 6 {
 		e.Report[632], e.Report[633] = byte(size), byte(size>>8)

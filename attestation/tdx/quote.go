@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-tdx-guest/pcs"
 
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/internal/judge"
 )
 
 // Sizes in bytes (Intel TDX DCAP quoting library API, appendix 3: "TD Quote Format", version 4).
@@ -116,7 +117,7 @@ func (c *cursor) u32() uint32 {
 // sized takes a part that fills what is left, as its length says.
 func (c *cursor) sized(field string, size uint32) (*cursor, *attestation.Rejected) {
 	if c.short || uint64(size) != uint64(len(c.b)) {
-		return nil, rejected(field, fmt.Sprintf("%d bytes, as its size says", size), fmt.Sprintf("%d bytes", len(c.b)))
+		return nil, judge.Rejected(field, fmt.Sprintf("%d bytes, as its size says", size), fmt.Sprintf("%d bytes", len(c.b)))
 	}
 	return &cursor{b: c.b}, nil
 }
@@ -126,7 +127,7 @@ func (c *cursor) sized(field string, size uint32) (*cursor, *attestation.Rejecte
 // later, for what it is worth: it slices before it looks, and panics on what is cut in the wrong place.
 func readQuote(report []byte) (*quote, *attestation.Rejected) {
 	if least := headerSize + bodySize + 4; len(report) < least || len(report) > maxQuote {
-		return nil, rejected("QUOTE", fmt.Sprintf("%d to %d bytes", least, maxQuote), fmt.Sprintf("%d bytes", len(report)))
+		return nil, judge.Rejected("REPORT", fmt.Sprintf("%d to %d bytes", least, maxQuote), fmt.Sprintf("%d bytes", len(report)))
 	}
 	q := &quote{signed: report[:headerSize+bodySize]}
 	c := &cursor{b: report}
@@ -136,12 +137,13 @@ func readQuote(report []byte) (*quote, *attestation.Rejected) {
 	q.td = readTD(c)
 	size := c.u32()
 	if uint64(size) > uint64(len(c.b)) {
-		return nil, rejected("QUOTE", fmt.Sprintf("%d bytes of signature data, as its size says", size),
+		return nil, judge.Rejected("REPORT", fmt.Sprintf("%d bytes of signature data, as its size says", size),
 			fmt.Sprintf("%d bytes", len(c.b)))
 	}
 	padding := c.b[size:]
-	if !allZero(padding) {
-		return nil, rejected("QUOTE", "nothing but zeros behind the signature data", fmt.Sprintf("%d other bytes", len(padding)))
+	if !judge.AllZero(padding) {
+		return nil, judge.Rejected("REPORT", "nothing but zeros behind the signature data",
+			fmt.Sprintf("%d other bytes", len(padding)))
 	}
 	q.raw = report[:len(report)-len(padding)]
 	c.b = c.b[:size]
@@ -149,17 +151,17 @@ func readQuote(report []byte) (*quote, *attestation.Rejected) {
 }
 
 func readHeader(c *cursor) *attestation.Rejected {
-	if r := number("VERSION", abi.QuoteVersionV4, uint64(c.u16())); r != nil {
+	if r := judge.Number("VERSION", abi.QuoteVersionV4, uint64(c.u16())); r != nil {
 		return r
 	}
-	if r := number("ATTESTATION_KEY_TYPE", abi.AttestationKeyType, uint64(c.u16())); r != nil {
+	if r := judge.Number("ATTESTATION_KEY_TYPE", abi.AttestationKeyType, uint64(c.u16())); r != nil {
 		return r
 	}
-	if r := number("TEE_TYPE", abi.TeeTDX, uint64(c.u32())); r != nil {
+	if r := judge.Number("TEE_TYPE", abi.TeeTDX, uint64(c.u32())); r != nil {
 		return r
 	}
 	c.take(4) // reserved in version 4
-	if r := equal("QE_VENDOR_ID", intelQE, c.take(len(intelQE))); r != nil {
+	if r := judge.Equal("QE_VENDOR_ID", intelQE, c.take(len(intelQE))); r != nil {
 		return r
 	}
 	c.take(20) // the quoting enclave's own affair
@@ -191,7 +193,7 @@ func (q *quote) readSignature(c *cursor) *attestation.Rejected {
 	q.signature = c.take(signatureSize)
 	q.attestationKey = c.take(keySize)
 	kind, size := c.u16(), c.u32()
-	if r := number("CERTIFICATION_DATA_TYPE", certificationQEReport, uint64(kind)); r != nil {
+	if r := judge.Number("CERTIFICATION_DATA_TYPE", certificationQEReport, uint64(kind)); r != nil {
 		return r
 	}
 	c, r := c.sized("CERTIFICATION_DATA", size)
@@ -202,7 +204,7 @@ func (q *quote) readSignature(c *cursor) *attestation.Rejected {
 	q.qeSignature = c.take(signatureSize)
 	q.qeAuth = c.take(int(c.u16()))
 	kind, size = c.u16(), c.u32()
-	if r := number("QE_CERTIFICATION_DATA_TYPE", certificationPCKChain, uint64(kind)); r != nil {
+	if r := judge.Number("QE_CERTIFICATION_DATA_TYPE", certificationPCKChain, uint64(kind)); r != nil {
 		return r
 	}
 	if c, r = c.sized("QE_CERTIFICATION_DATA", size); r != nil {
@@ -234,11 +236,11 @@ func (q *quote) readChain() *attestation.Rejected {
 	// The quoting library ends the PEM with the NUL of a C string.
 	certificates, err := parseChain(bytes.TrimSuffix(q.chain, []byte{0}), 3)
 	if err != nil {
-		return rejected("CHAIN", "PEM of the PCK certificate, its CA and the root", err.Error())
+		return judge.Rejected("CHAIN", "PEM of the PCK certificate, its CA and the root", err.Error())
 	}
 	q.pck, q.ca, q.root = certificates[0], certificates[1], certificates[2]
 	if q.extensions, err = pcs.PckCertificateExtensions(q.pck); err != nil {
-		return rejected("CHAIN.PCK", "the SGX extension of a PCK certificate", err.Error())
+		return judge.Rejected("CHAIN.PCK", "the SGX extension of a PCK certificate", err.Error())
 	}
 	for _, part := range []struct {
 		name string
@@ -250,7 +252,7 @@ func (q *quote) readChain() *attestation.Rejected {
 		{"TCB", len(q.extensions.TCB.CPUSvnComponents), 16},
 	} {
 		if part.got != part.want {
-			return rejected("CHAIN.PCK", fmt.Sprintf("%d bytes of %s in the SGX extension", part.want, part.name),
+			return judge.Rejected("CHAIN.PCK", fmt.Sprintf("%d bytes of %s in the SGX extension", part.want, part.name),
 				fmt.Sprintf("%d bytes", part.got))
 		}
 	}
@@ -300,7 +302,7 @@ func (q *quote) signedUnder(root *x509.Certificate, now time.Time) *attestation.
 		{"CHAIN.PCK", pckName, q.pck, q.ca},
 	} {
 		if err := issuedBy(link.certificate, link.issuer, link.name); err != nil {
-			return rejected(link.field, fmt.Sprintf("one of the %s", link.issuer.Subject.CommonName), err.Error())
+			return judge.Rejected(link.field, fmt.Sprintf("one of the %s", link.issuer.Subject.CommonName), err.Error())
 		}
 	}
 	for _, dated := range []struct {
@@ -308,25 +310,25 @@ func (q *quote) signedUnder(root *x509.Certificate, now time.Time) *attestation.
 		certificate *x509.Certificate
 	}{{"CHAIN.ROOT", root}, {"CHAIN.CA", q.ca}, {"CHAIN.PCK", q.pck}} {
 		if err := within(dated.certificate.NotBefore, dated.certificate.NotAfter, now); err != nil {
-			return rejected(dated.field, "one that is valid now", err.Error())
+			return judge.Rejected(dated.field, "one that is valid now", err.Error())
 		}
 	}
 
 	pck, ok := q.pck.PublicKey.(*ecdsa.PublicKey)
 	if !ok || !signedBy(pck, q.qe.raw, q.qeSignature) {
-		return rejected("QE_REPORT_SIGNATURE", "one of the PCK", hex.EncodeToString(q.qeSignature))
+		return judge.Rejected("QE_REPORT_SIGNATURE", "one of the PCK", hex.EncodeToString(q.qeSignature))
 	}
 	// The QE report binds the attestation key: its report data is SHA-256 of key and authentication data, then zeros.
 	bound := sha256.Sum256(append(bytes.Clone(q.attestationKey), q.qeAuth...))
-	if r := equal("QE_REPORT.REPORTDATA", append(bound[:], make([]byte, 32)...), q.qe.reportData); r != nil {
+	if r := judge.Equal("QE_REPORT.REPORTDATA", append(bound[:], make([]byte, 32)...), q.qe.reportData); r != nil {
 		return r
 	}
 	key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), append([]byte{4}, q.attestationKey...))
 	if err != nil {
-		return rejected("ATTESTATION_KEY", "a point on P-256", err.Error())
+		return judge.Rejected("ATTESTATION_KEY", "a point on P-256", err.Error())
 	}
 	if !signedBy(key, q.signed, q.signature) {
-		return rejected("SIGNATURE", "one of the attestation key", hex.EncodeToString(q.signature))
+		return judge.Rejected("SIGNATURE", "one of the attestation key", hex.EncodeToString(q.signature))
 	}
 	return nil
 }

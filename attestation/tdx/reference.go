@@ -2,13 +2,15 @@ package tdx
 
 import (
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
 	"github.com/google/go-tdx-guest/pcs"
+
+	"portcullis.dev/portcullis/attestation/internal/judge"
 )
 
 // ReferenceValue is what evidence is compared with, as it stands in a manifest. Every field must be written down: what is
@@ -83,47 +85,45 @@ func (r ReferenceValue) parse() (reference, []string) {
 	var (
 		ref    reference
 		faults []string
+		err    error
 	)
 	fault := func(field string, err error) {
 		if err != nil {
 			faults = append(faults, fmt.Sprintf("%s: %v", field, err))
 		}
 	}
-	digits := func(field, text string, size int, to *[]byte) {
-		var err error
-		*to, err = parseHex(text, size)
-		fault(field, err)
-	}
-	measurement := func(field, text string, to *[]byte) {
-		digits(field, text, 48, to)
-		if *to != nil && allZero(*to) {
-			fault(field, errors.New("is all zero"))
-		}
-	}
 
-	measurement("MRTD", r.MRTD, &ref.mrTD)
-	for i, text := range []string{r.RTMR0, r.RTMR1, r.RTMR2, r.RTMR3} {
-		field := fmt.Sprintf("RTMR%d", i)
-		switch {
-		case i == 3 && text == anyRTMR3:
-		case i == 3 && text == "":
-			fault(field, fmt.Errorf("is missing, want 96 lower-case hexadecimal digits, or %q", anyRTMR3))
-		default:
-			digits(field, text, 48, &ref.rtmrs[i])
+	ref.mrTD, err = judge.ParseHex(r.MRTD, 48)
+	fault("MRTD", err)
+	for i, text := range []string{r.RTMR0, r.RTMR1, r.RTMR2} {
+		ref.rtmrs[i], err = parseHexOrZero(text, 48)
+		fault(fmt.Sprintf("RTMR%d", i), err)
+	}
+	if r.RTMR3 != anyRTMR3 {
+		ref.rtmrs[3], err = parseHexOrZero(r.RTMR3, 48)
+		if err != nil {
+			err = fmt.Errorf("%w, or the word %s", err, anyRTMR3)
 		}
+		fault("RTMR3", err)
 	}
 	if len(r.MRSEAM) == 0 {
 		fault("MRSEAM", errors.New("is missing, want a list of measurements"))
 	}
-	ref.mrSEAMs = make([][]byte, len(r.MRSEAM))
 	for i, text := range r.MRSEAM {
-		measurement(fmt.Sprintf("MRSEAM[%d]", i), text, &ref.mrSEAMs[i])
+		module, err := judge.ParseHex(text, 48)
+		fault(fmt.Sprintf("MRSEAM[%d]", i), err)
+		ref.mrSEAMs = append(ref.mrSEAMs, module)
 	}
-	digits("XFAM", r.XFAM, 8, &ref.xfam)
-	fault("XFAM", checkXFAM(ref.xfam))
-	digits("MinimumTCB.TEETCBSVN", r.MinimumTCB.TEETCBSVN, 16, &ref.tcbSVN)
-	fault("MinimumTCB.QESVN", parseSVN(r.MinimumTCB.QESVN, &ref.qeSVN))
-	fault("MinimumTCB.PCESVN", parseSVN(r.MinimumTCB.PCESVN, &ref.pceSVN))
+	if ref.xfam, err = judge.ParseHex(r.XFAM, 8); err == nil {
+		err = checkXFAM(ref.xfam)
+	}
+	fault("XFAM", err)
+	ref.tcbSVN, err = parseHexOrZero(r.MinimumTCB.TEETCBSVN, 16)
+	fault("MinimumTCB.TEETCBSVN", err)
+	ref.qeSVN, err = judge.ParseNumber(r.MinimumTCB.QESVN, math.MaxUint16)
+	fault("MinimumTCB.QESVN", err)
+	ref.pceSVN, err = judge.ParseNumber(r.MinimumTCB.PCESVN, math.MaxUint16)
+	fault("MinimumTCB.PCESVN", err)
 	if len(r.AcceptedTCBStatuses) == 0 {
 		fault("AcceptedTCBStatuses", fmt.Errorf("is missing, want a list of %s", strings.Join(acceptable, ", ")))
 	}
@@ -137,22 +137,16 @@ func (r ReferenceValue) parse() (reference, []string) {
 	return ref, faults
 }
 
-func parseHex(text string, size int) ([]byte, error) {
-	if text == "" {
-		return nil, fmt.Errorf("is missing, want %d lower-case hexadecimal digits", 2*size)
+// parseHexOrZero is for what may be all zero when that is written down.
+func parseHexOrZero(text string, size int) ([]byte, error) {
+	if text == strings.Repeat("0", 2*size) {
+		return make([]byte, size), nil
 	}
-	b, err := hex.DecodeString(text)
-	if err != nil || len(b) != size || hex.EncodeToString(b) != text {
-		return nil, fmt.Errorf("%q is not %d lower-case hexadecimal digits", text, 2*size)
-	}
-	return b, nil
+	return judge.ParseHex(text, size)
 }
 
-// checkXFAM refuses what no TD can have. A mask that did not parse has its fault already.
+// checkXFAM refuses what no TD can have.
 func checkXFAM(b []byte) error {
-	if b == nil {
-		return nil
-	}
 	xfam := binary.LittleEndian.Uint64(b)
 	switch {
 	case xfam&xfamFixed1 != xfamFixed1:
@@ -160,17 +154,5 @@ func checkXFAM(b []byte) error {
 	case xfam&^xfamFixed0 != 0:
 		return fmt.Errorf("%x has bits that no TD may have, want none outside %#x", b, xfamFixed0)
 	}
-	return nil
-}
-
-func parseSVN(v *int, to *int) error {
-	const most = 1<<16 - 1
-	switch {
-	case v == nil:
-		return fmt.Errorf("is missing, want 0 to %d", most)
-	case *v < 0 || *v > most:
-		return fmt.Errorf("is %d, want 0 to %d", *v, most)
-	}
-	*to = *v
 	return nil
 }

@@ -21,7 +21,9 @@ func TestEveryFaultOfAReferenceValueIsNamed(t *testing.T) {
 	cases := []spoilt{
 		{"RTMR3 of another word", func(r *tdx.ReferenceValue) { r.RTMR3 = "Any" }, "RTMR3: \"Any\" is not 96"},
 		{"RTMR2 of a word", func(r *tdx.ReferenceValue) { r.RTMR2 = "any" }, "RTMR2: \"any\" is not 96"},
-		{"RTMR3 missing", func(r *tdx.ReferenceValue) { r.RTMR3 = "" }, `RTMR3: is missing, want 96 lower-case hexadecimal digits, or "any"`},
+		{"RTMR3 missing", func(r *tdx.ReferenceValue) {
+			r.RTMR3 = ""
+		}, "RTMR3: is missing, want 96 lower-case hexadecimal digits, or the word any"},
 		{"all-zero MRTD", func(r *tdx.ReferenceValue) { r.MRTD = strings.Repeat("0", 96) }, "MRTD: is all zero"},
 		{"no MRSEAM", func(r *tdx.ReferenceValue) { r.MRSEAM = nil }, "MRSEAM: is missing"},
 		{"empty MRSEAM", func(r *tdx.ReferenceValue) { r.MRSEAM = []string{} }, "MRSEAM: is missing"},
@@ -37,12 +39,20 @@ func TestEveryFaultOfAReferenceValueIsNamed(t *testing.T) {
 		{"QE SVN would wrap around", func(r *tdx.ReferenceValue) { r.MinimumTCB.QESVN = n(65536) }, "is 65536, want 0 to 65535"},
 		{"no PCE SVN", func(r *tdx.ReferenceValue) { r.MinimumTCB.PCESVN = nil }, "MinimumTCB.PCESVN: is missing"},
 		{"negative PCE SVN", func(r *tdx.ReferenceValue) { r.MinimumTCB.PCESVN = n(-1) }, "MinimumTCB.PCESVN: is -1"},
-		{"PCE SVN would wrap around", func(r *tdx.ReferenceValue) { r.MinimumTCB.PCESVN = n(1 << 16) }, "MinimumTCB.PCESVN: is 65536"},
+		{"PCE SVN would wrap around", func(r *tdx.ReferenceValue) {
+			r.MinimumTCB.PCESVN = n(1 << 16)
+		}, "MinimumTCB.PCESVN: is 65536"},
 		{"no statuses", func(r *tdx.ReferenceValue) { r.AcceptedTCBStatuses = nil }, "AcceptedTCBStatuses: is missing"},
 		{"empty statuses", func(r *tdx.ReferenceValue) { r.AcceptedTCBStatuses = []string{} }, "AcceptedTCBStatuses: is missing"},
-		{"empty status", func(r *tdx.ReferenceValue) { r.AcceptedTCBStatuses = []string{"UpToDate", ""} }, `AcceptedTCBStatuses[1]: "" is not one of`},
-		{"Revoked", func(r *tdx.ReferenceValue) { r.AcceptedTCBStatuses[0] = "Revoked" }, `AcceptedTCBStatuses[0]: "Revoked" is not one of`},
-		{"status in the wrong case", func(r *tdx.ReferenceValue) { r.AcceptedTCBStatuses[0] = "uptodate" }, `"uptodate" is not one of UpToDate,`},
+		{"empty status", func(r *tdx.ReferenceValue) {
+			r.AcceptedTCBStatuses = []string{"UpToDate", ""}
+		}, `AcceptedTCBStatuses[1]: "" is not one of`},
+		{"Revoked", func(r *tdx.ReferenceValue) {
+			r.AcceptedTCBStatuses[0] = "Revoked"
+		}, `AcceptedTCBStatuses[0]: "Revoked" is not one of`},
+		{"status in the wrong case", func(r *tdx.ReferenceValue) {
+			r.AcceptedTCBStatuses[0] = "uptodate"
+		}, `"uptodate" is not one of UpToDate,`},
 	}
 	// What every field of hexadecimal digits refuses.
 	for name, field := range map[string]func(*tdx.ReferenceValue) *string{

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-tdx-guest/pcs"
 
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/internal/judge"
 )
 
 // judgement is what Intel thinks of the versions that run.
@@ -22,14 +23,12 @@ type judgement struct {
 // The library answers for one of platform and module only: the module's status, where the module is of a version above
 // 0, and drops the platform's. Here both count.
 func (c *collateral) intel(q *quote) (judgement, *attestation.Rejected) {
-	for _, check := range []func() *attestation.Rejected{
+	if _, r := judge.First(
 		func() *attestation.Rejected { return name("FMSPC", c.tcbInfo.Fmspc, q.extensions.FMSPC) },
 		func() *attestation.Rejected { return name("PCEID", c.tcbInfo.PceID, q.extensions.PCEID) },
 		func() *attestation.Rejected { return c.isIntelsEnclave(q.qe) },
-	} {
-		if r := check(); r != nil {
-			return judgement{}, r
-		}
+	); r != nil {
+		return judgement{}, r
 	}
 	platform, r := c.platformLevel(q)
 	if r != nil {
@@ -52,28 +51,37 @@ func name(field, want, got string) *attestation.Rejected {
 	if want != "" && strings.EqualFold(want, got) {
 		return nil
 	}
-	return rejected(field, fmt.Sprintf("%q, as in the TCB info", want), fmt.Sprintf("%q in the PCK certificate", got))
+	return judge.Rejected(field, fmt.Sprintf("%q, as in the TCB info", want), fmt.Sprintf("%q in the PCK certificate", got))
 }
 
 func (c *collateral) isIntelsEnclave(qe enclaveReport) *attestation.Rejected {
 	i := c.qeIdentity
-	for _, check := range []func() *attestation.Rejected{
+	_, r := judge.First(
 		func() *attestation.Rejected {
 			return masked("QE_REPORT.MISCSELECT", i.Miscselect.Bytes, i.MiscselectMask.Bytes, qe.miscSelect)
 		},
 		func() *attestation.Rejected {
 			return masked("QE_REPORT.ATTRIBUTES", i.Attributes.Bytes, i.AttributesMask.Bytes, qe.attributes)
 		},
-		func() *attestation.Rejected { return equal("QE_REPORT.MRSIGNER", i.Mrsigner.Bytes, qe.mrSigner) },
+		func() *attestation.Rejected { return judge.Equal("QE_REPORT.MRSIGNER", i.Mrsigner.Bytes, qe.mrSigner) },
 		func() *attestation.Rejected {
-			return number("QE_REPORT.ISVPRODID", uint64(i.IsvProdID), uint64(qe.isvProdID))
+			return judge.Number("QE_REPORT.ISVPRODID", uint64(i.IsvProdID), uint64(qe.isvProdID))
 		},
-	} {
-		if r := check(); r != nil {
-			return r
-		}
+	)
+	return r
+}
+
+// masked compares the bits that mask has set.
+func masked(field string, want, mask, got []byte) *attestation.Rejected {
+	if len(mask) != len(got) || len(want) != len(got) {
+		return judge.Rejected(field, fmt.Sprintf("a value and a mask of %d bytes in Intel's word", len(got)),
+			fmt.Sprintf("%d and %d bytes", len(want), len(mask)))
 	}
-	return nil
+	bits := make([]byte, len(got))
+	for i := range got {
+		bits[i] = got[i] & mask[i]
+	}
+	return judge.Equal(field, want, bits)
 }
 
 // platformLevel is the first level of the TCB info, which lists the best first, that the platform reaches in every
@@ -90,7 +98,7 @@ func (c *collateral) platformLevel(q *quote) (pcs.TcbLevel, *attestation.Rejecte
 			return level, nil
 		}
 	}
-	return pcs.TcbLevel{}, rejected("TCB.PLATFORM", "a level of Intel's TCB info",
+	return pcs.TcbLevel{}, judge.Rejected("TCB.PLATFORM", "a level of Intel's TCB info",
 		fmt.Sprintf("none: CPUSVN %x, PCESVN %d, TEE_TCB_SVN %x",
 			q.extensions.TCB.CPUSvnComponents, q.extensions.TCB.PCESvn, q.td.teeTCBSVN))
 }
@@ -132,11 +140,11 @@ func (c *collateral) moduleLevel(td tdReport, platform pcs.TcbLevel) (pcs.TcbLev
 			}
 		}
 	}
-	return pcs.TcbLevel{}, rejected("TCB.MODULE", "a level of Intel's TCB info", fmt.Sprintf("none: %s, SVN %d", id, svn))
+	return pcs.TcbLevel{}, judge.Rejected("TCB.MODULE", "a level of Intel's TCB info", fmt.Sprintf("none: %s, SVN %d", id, svn))
 }
 
 func isIntelsModule(td tdReport, signer, attributes, mask pcs.HexBytes) *attestation.Rejected {
-	if r := equal("MRSIGNERSEAM", signer.Bytes, td.mrSignerSEAM); r != nil {
+	if r := judge.Equal("MRSIGNERSEAM", signer.Bytes, td.mrSignerSEAM); r != nil {
 		return r
 	}
 	return masked("SEAMATTRIBUTES", attributes.Bytes, mask.Bytes, td.seamAttributes)
@@ -148,5 +156,6 @@ func (c *collateral) qeLevel(qe enclaveReport) (pcs.TcbLevel, *attestation.Rejec
 			return level, nil
 		}
 	}
-	return pcs.TcbLevel{}, rejected("TCB.QE", "a level of Intel's enclave identity", fmt.Sprintf("none: ISVSVN %d", qe.isvSVN))
+	return pcs.TcbLevel{}, judge.Rejected("TCB.QE", "a level of Intel's enclave identity",
+		fmt.Sprintf("none: ISVSVN %d", qe.isvSVN))
 }

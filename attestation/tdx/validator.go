@@ -13,7 +13,7 @@
 // list.
 //
 // Quotes of version 4 are judged. Version 5 is refused: go-tdx-guest can read but not verify it. So are platforms whose PCK
-// is certified by Intel's "Processor CA", none of which has TDX.
+// comes from Intel's PCK Processor CA: the library knows the PCK Platform CA alone.
 package tdx
 
 import (
@@ -34,6 +34,7 @@ import (
 	"github.com/google/go-tdx-guest/pcs"
 
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/internal/judge"
 )
 
 //go:embed intel_sgx_root_ca.pem
@@ -67,7 +68,7 @@ type Options struct {
 // A Rejected of the validator it returns is named after the field of the quote (Intel TDX DCAP quoting library API,
 // appendix 3), with a part of it behind a dot where only that part is wrong (TDATTRIBUTES.DEBUG); after CHAIN and the
 // certificate; after TCB_INFO, QE_IDENTITY, PCK_CRL or ROOT_CA_CRL for collateral that is forged or another platform's;
-// after TCB and what Intel judged (PLATFORM, MODULE, QE); or after QUOTE and PLATFORM where the evidence as a whole is of
+// after TCB and what Intel judged (PLATFORM, MODULE, QE); or after REPORT and PLATFORM where the evidence as a whole is of
 // no use. Of several reference values, it tells what was wrong with the one that got furthest.
 //
 // It is Unavailable while collateral cannot be fetched, and while what was fetched is out of date or not yet valid:
@@ -77,7 +78,7 @@ func NewValidator(references []ReferenceValue, o Options) (attestation.Validator
 		collateral: o.Collateral,
 		roots:      o.Roots,
 		now:        o.Now,
-		verified:   memory[*collateral]{most: 256},
+		verified:   memory[*collateral]{most: 32},
 		agreed:     memory[struct{}]{most: 1 << 14},
 	}
 	if v.roots == nil {
@@ -98,12 +99,9 @@ func NewValidator(references []ReferenceValue, o Options) (attestation.Validator
 			faults = append(faults, fmt.Sprintf("root %d: %v", i, err))
 		}
 	}
-	for i, r := range references {
-		ref, f := r.parse()
-		for _, fault := range f {
-			faults = append(faults, fmt.Sprintf("reference value %d: %s", i, fault))
-		}
-		v.references = append(v.references, ref)
+	var err error
+	if v.references, err = judge.ParseAll(references, ReferenceValue.parse); err != nil {
+		faults = append(faults, err.Error())
 	}
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("make a TDX validator: %s", strings.Join(faults, "; "))
@@ -134,24 +132,19 @@ type validator struct {
 func (v *validator) Validate(
 	ctx context.Context, evidence attestation.Evidence, data attestation.ReportData,
 ) (claims attestation.Claims, err error) {
-	// The bytes are an attacker's and the parsers are a library's: a panic is a rejection, not the Coordinator's end.
-	defer func() {
-		if p := recover(); p != nil {
-			claims, err = attestation.Claims{}, rejected("QUOTE", "a readable quote", fmt.Sprintf("a panic: %v", p))
-		}
-	}()
+	defer judge.Recover(&claims, &err)
 	if err := ctx.Err(); err != nil {
 		return attestation.Claims{}, &attestation.Unavailable{What: "time to judge evidence", Err: err}
 	}
 	switch {
 	case !data.Valid():
-		return attestation.Claims{}, rejected("REPORTDATA", "what the caller expects", "an empty expectation")
+		return attestation.Claims{}, judge.Rejected("REPORTDATA", "what the caller expects", "an empty expectation")
 	case evidence.Platform != attestation.TDX:
-		return attestation.Claims{}, rejected("PLATFORM", string(attestation.TDX), fmt.Sprintf("%q", evidence.Platform))
+		return attestation.Claims{}, judge.Rejected("PLATFORM", string(attestation.TDX), fmt.Sprintf("%q", evidence.Platform))
 	case len(v.references) == 0:
-		return attestation.Claims{}, rejected("PLATFORM", "one that has reference values", string(attestation.TDX))
+		return attestation.Claims{}, judge.Rejected("PLATFORM", "one that has reference values", string(attestation.TDX))
 	case len(evidence.Certificates) > 0:
-		return attestation.Claims{}, rejected("CERTIFICATES", "none beside the quote",
+		return attestation.Claims{}, judge.Rejected("CERTIFICATES", "none beside the quote",
 			fmt.Sprintf("%d bytes", len(evidence.Certificates)))
 	}
 	verified, err := v.verify(ctx, evidence.Report, data)
@@ -159,18 +152,10 @@ func (v *validator) Validate(
 		return attestation.Claims{}, err
 	}
 
-	furthest := -1
-	var closest *attestation.Rejected
-	for _, ref := range v.references {
-		passed, r := verified.judge(ref)
-		if r == nil {
-			return verified.claims(), nil
-		}
-		if passed > furthest {
-			furthest, closest = passed, r
-		}
+	if _, r := judge.Any(v.references, verified.judge); r != nil {
+		return attestation.Claims{}, r
 	}
-	return attestation.Claims{}, closest
+	return verified.claims(), nil
 }
 
 // verified is a quote that is authentic, over the right report data, in a state that no reference value could excuse
@@ -244,7 +229,7 @@ func (v *validator) rootOf(q *quote) (*x509.Certificate, *attestation.Rejected) 
 			return root, nil
 		}
 	}
-	return nil, rejected("CHAIN.ROOT", "a trusted root", fmt.Sprintf("another one, %q", q.root.Subject))
+	return nil, judge.Rejected("CHAIN.ROOT", "a trusted root", fmt.Sprintf("another one, %q", q.root.Subject))
 }
 
 // Bits of TDATTRIBUTES (Intel TDX Module 1.5 ABI specification, "TD ATTRIBUTES").
@@ -262,47 +247,40 @@ func (td *tdReport) sound(data attestation.ReportData) *attestation.Rejected {
 	attributes := binary.LittleEndian.Uint64(td.tdAttributes)
 	known := uint64(attributeSEPTVEDisable | attributePKS | attributePerfmon)
 	zeros := make([]byte, 48)
-	for _, check := range []func() *attestation.Rejected{
-		func() *attestation.Rejected { return equal("REPORTDATA", want[:], td.reportData) },
+	_, r := judge.First(
+		func() *attestation.Rejected { return judge.Equal("REPORTDATA", want[:], td.reportData) },
 		func() *attestation.Rejected {
-			return number("TDATTRIBUTES.DEBUG", 0, attributes&attributeDebug)
+			return judge.Number("TDATTRIBUTES.DEBUG", 0, attributes&attributeDebug)
 		},
 		func() *attestation.Rejected {
-			return number("TDATTRIBUTES.MIGRATABLE", 0, attributes&attributeMigratable)
+			return judge.Number("TDATTRIBUTES.MIGRATABLE", 0, attributes&attributeMigratable)
 		},
 		func() *attestation.Rejected {
-			return number("TDATTRIBUTES.SEPT_VE_DISABLE", attributeSEPTVEDisable, attributes&attributeSEPTVEDisable)
+			return judge.Number("TDATTRIBUTES.SEPT_VE_DISABLE", attributeSEPTVEDisable, attributes&attributeSEPTVEDisable)
 		},
-		func() *attestation.Rejected { return number("TDATTRIBUTES", attributes&known, attributes) },
+		func() *attestation.Rejected { return judge.Number("TDATTRIBUTES", attributes&known, attributes) },
 		func() *attestation.Rejected {
 			if err := checkXFAM(td.xfam); err != nil {
-				return rejected("XFAM", "one that a TD can have", err.Error())
+				return judge.Rejected("XFAM", "one that a TD can have", err.Error())
 			}
 			return nil
 		},
 		// Zero stands for Intel as the module's signer. Others would have to be trusted first.
-		func() *attestation.Rejected { return equal("MRSIGNERSEAM", zeros, td.mrSignerSEAM) },
-		func() *attestation.Rejected { return equal("SEAMATTRIBUTES", zeros[:8], td.seamAttributes) },
+		func() *attestation.Rejected { return judge.Equal("MRSIGNERSEAM", zeros, td.mrSignerSEAM) },
+		func() *attestation.Rejected { return judge.Equal("SEAMATTRIBUTES", zeros[:8], td.seamAttributes) },
 		// Nobody uses the two; values that nobody understands are not accepted.
-		func() *attestation.Rejected { return equal("MROWNER", zeros, td.mrOwner) },
-		func() *attestation.Rejected { return equal("MROWNERCONFIG", zeros, td.mrOwnerConfig) },
+		func() *attestation.Rejected { return judge.Equal("MROWNER", zeros, td.mrOwner) },
+		func() *attestation.Rejected { return judge.Equal("MROWNERCONFIG", zeros, td.mrOwnerConfig) },
 		// Kata puts SHA-256 of the initdata there, and fills up with zeros.
 		func() *attestation.Rejected {
-			if !td.policyHash().Valid() {
-				return rejected("MRCONFIGID", "SHA-256 of the initdata", "all zero")
-			}
-			return nil
+			return judge.PolicyHash("MRCONFIGID", td.mrConfigID[:32])
 		},
 		func() *attestation.Rejected {
 			hash := td.policyHash()
-			return equal("MRCONFIGID", append(hash[:], zeros[:16]...), td.mrConfigID)
+			return judge.Equal("MRCONFIGID", append(hash[:], zeros[:16]...), td.mrConfigID)
 		},
-	} {
-		if r := check(); r != nil {
-			return r
-		}
-	}
-	return nil
+	)
+	return r
 }
 
 func (td *tdReport) policyHash() attestation.PolicyHash {
@@ -315,25 +293,25 @@ func (q *verified) judge(ref reference) (passed int, r *attestation.Rejected) {
 		if slices.Contains(ref.statuses, got) {
 			return nil
 		}
-		return rejected(field, fmt.Sprintf("one of %v", ref.statuses), fmt.Sprintf("%q", string(got)))
+		return judge.Rejected(field, fmt.Sprintf("one of %v", ref.statuses), fmt.Sprintf("%q", string(got)))
 	}
-	checks := []func() *attestation.Rejected{
-		func() *attestation.Rejected { return equal("MRTD", ref.mrTD, q.td.mrTD) },
-		func() *attestation.Rejected { return equal("RTMR0", ref.rtmrs[0], q.td.rtmrs[0]) },
-		func() *attestation.Rejected { return equal("RTMR1", ref.rtmrs[1], q.td.rtmrs[1]) },
-		func() *attestation.Rejected { return equal("RTMR2", ref.rtmrs[2], q.td.rtmrs[2]) },
+	return judge.First(
+		func() *attestation.Rejected { return judge.Equal("MRTD", ref.mrTD, q.td.mrTD) },
+		func() *attestation.Rejected { return judge.Equal("RTMR0", ref.rtmrs[0], q.td.rtmrs[0]) },
+		func() *attestation.Rejected { return judge.Equal("RTMR1", ref.rtmrs[1], q.td.rtmrs[1]) },
+		func() *attestation.Rejected { return judge.Equal("RTMR2", ref.rtmrs[2], q.td.rtmrs[2]) },
 		func() *attestation.Rejected {
 			if ref.rtmrs[3] == nil {
 				return nil
 			}
-			return equal("RTMR3", ref.rtmrs[3], q.td.rtmrs[3])
+			return judge.Equal("RTMR3", ref.rtmrs[3], q.td.rtmrs[3])
 		},
-		func() *attestation.Rejected { return equal("XFAM", ref.xfam, q.td.xfam) },
+		func() *attestation.Rejected { return judge.Equal("XFAM", ref.xfam, q.td.xfam) },
 		func() *attestation.Rejected {
 			if slices.ContainsFunc(ref.mrSEAMs, func(m []byte) bool { return bytes.Equal(m, q.td.mrSEAM) }) {
 				return nil
 			}
-			return rejected("MRSEAM", fmt.Sprintf("one of %x", ref.mrSEAMs), hex.EncodeToString(q.td.mrSEAM))
+			return judge.Rejected("MRSEAM", fmt.Sprintf("one of %x", ref.mrSEAMs), hex.EncodeToString(q.td.mrSEAM))
 		},
 		func() *attestation.Rejected {
 			for i, minimum := range ref.tcbSVN {
@@ -350,13 +328,14 @@ func (q *verified) judge(ref reference) (passed int, r *attestation.Rejected) {
 		func() *attestation.Rejected { return status("TCB.QE", q.intel.qe) },
 		// All fields once more by the library that knows the real platform, and whatever it knows beyond.
 		func() *attestation.Rejected { return q.libraryAccepts(ref) },
+	)
+}
+
+func atLeast(field string, minimum, got int) *attestation.Rejected {
+	if got >= minimum {
+		return nil
 	}
-	for i, check := range checks {
-		if r := check(); r != nil {
-			return i, r
-		}
-	}
-	return len(checks), nil
+	return judge.Rejected(field, fmt.Sprintf("at least %d", minimum), fmt.Sprint(got))
 }
 
 // claims copies, so that evidence does not stay in memory for the sake of a few fields.

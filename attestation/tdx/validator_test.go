@@ -110,7 +110,8 @@ func TestGoodEvidence(t *testing.T) {
 	}
 	c := claims.TDX
 	if !bytes.Equal(c.MRSEAM, m.TD.MRSEAM[:]) || hex.EncodeToString(c.FMSPC) != "50806f000000" ||
-		c.PlatformTCBStatus != "UpToDate" || c.ModuleTCBStatus != "UpToDate" || c.QETCBStatus != "UpToDate" || len(c.Advisories) != 0 {
+		c.PlatformTCBStatus != "UpToDate" || c.ModuleTCBStatus != "UpToDate" || c.QETCBStatus != "UpToDate" ||
+		len(c.Advisories) != 0 {
 		t.Errorf("claims %+v", c)
 	}
 	for i := range c.RTMRs {
@@ -150,7 +151,9 @@ func chain(f func(t *testing.T, w *simtdx.World) []byte) func(*testing.T, *simtd
 }
 
 // answer changes one answer of the world.
-func answer(url func(*simtdx.World) string, f func(t *testing.T, w *simtdx.World, a *simtdx.Answer)) func(*testing.T, *simtdx.World) {
+func answer(
+	url func(*simtdx.World) string, f func(t *testing.T, w *simtdx.World, a *simtdx.Answer),
+) func(*testing.T, *simtdx.World) {
 	return func(t *testing.T, w *simtdx.World) {
 		a, ok := w.Answers[url(w)]
 		if !ok {
@@ -232,14 +235,20 @@ func TestEveryFieldIsChecked(t *testing.T) {
 	one := 1
 	for _, tc := range []wrong{
 		// The evidence around the quote.
-		{name: "other platform", machine: corrupt(func(e *attestation.Evidence) { e.Platform = attestation.SNP }), field: "PLATFORM"},
+		{name: "other platform", machine: corrupt(func(e *attestation.Evidence) {
+			e.Platform = attestation.SNP
+		}), field: "PLATFORM"},
 		{name: "no platform", machine: corrupt(func(e *attestation.Evidence) { e.Platform = "" }), field: "PLATFORM"},
-		{name: "certificates", machine: corrupt(func(e *attestation.Evidence) { e.Certificates = []byte{0} }), field: "CERTIFICATES"},
-		{name: "no report", machine: corrupt(func(e *attestation.Evidence) { e.Report = nil }), field: "QUOTE"},
+		{name: "certificates", machine: corrupt(func(e *attestation.Evidence) {
+			e.Certificates = []byte{0}
+		}), field: "CERTIFICATES"},
+		{name: "no report", machine: corrupt(func(e *attestation.Evidence) { e.Report = nil }), field: "REPORT"},
 		{name: "huge report", machine: corrupt(func(e *attestation.Evidence) {
 			e.Report = append(e.Report, make([]byte, 16<<10)...)
-		}), field: "QUOTE"},
-		{name: "something behind the quote", machine: corrupt(func(e *attestation.Evidence) { e.Report = append(e.Report, 1) }), field: "QUOTE"},
+		}), field: "REPORT"},
+		{name: "something behind the quote", machine: corrupt(func(e *attestation.Evidence) {
+			e.Report = append(e.Report, 1)
+		}), field: "REPORT"},
 
 		// The header.
 		{name: "version 3", machine: alter(func(q *simtdx.Quote) { q.Header.Version = 3 }), field: "VERSION"},
@@ -253,8 +262,12 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		// The TD report.
 		{name: "report data", machine: alter(func(q *simtdx.Quote) { q.TD.ReportData[63] ^= 1 }), field: "REPORTDATA"},
 		{name: "debug", machine: alter(func(q *simtdx.Quote) { q.TD.TDAttributes |= 1 }), field: "TDATTRIBUTES.DEBUG"},
-		{name: "migratable", machine: alter(func(q *simtdx.Quote) { q.TD.TDAttributes |= 1 << 29 }), field: "TDATTRIBUTES.MIGRATABLE"},
-		{name: "SEPT_VE_DISABLE", machine: alter(func(q *simtdx.Quote) { q.TD.TDAttributes = 0 }), field: "TDATTRIBUTES.SEPT_VE_DISABLE"},
+		{name: "migratable", machine: alter(func(q *simtdx.Quote) {
+			q.TD.TDAttributes |= 1 << 29
+		}), field: "TDATTRIBUTES.MIGRATABLE"},
+		{name: "SEPT_VE_DISABLE", machine: alter(func(q *simtdx.Quote) {
+			q.TD.TDAttributes = 0
+		}), field: "TDATTRIBUTES.SEPT_VE_DISABLE"},
 		{name: "key locker", machine: alter(func(q *simtdx.Quote) { q.TD.TDAttributes |= 1 << 31 }), field: "TDATTRIBUTES"},
 		{name: "other debug bit", machine: alter(func(q *simtdx.Quote) { q.TD.TDAttributes |= 1 << 1 }), field: "TDATTRIBUTES"},
 		{name: "reserved attribute", machine: alter(func(q *simtdx.Quote) { q.TD.TDAttributes |= 1 << 40 }), field: "TDATTRIBUTES"},
@@ -270,7 +283,9 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "MRCONFIGID zero where the hash is", machine: alter(func(q *simtdx.Quote) {
 			q.TD.MRConfigID = [48]byte{40: 1}
 		}), field: "MRCONFIGID"},
-		{name: "MRCONFIGID longer than a hash", machine: alter(func(q *simtdx.Quote) { q.TD.MRConfigID[32] = 1 }), field: "MRCONFIGID"},
+		{name: "MRCONFIGID longer than a hash", machine: alter(func(q *simtdx.Quote) {
+			q.TD.MRConfigID[32] = 1
+		}), field: "MRCONFIGID"},
 		{name: "MRTD", machine: alter(func(q *simtdx.Quote) { q.TD.MRTD[0] ^= 1 }), field: "MRTD"},
 		{name: "RTMR0", machine: alter(func(q *simtdx.Quote) { q.TD.RTMRs[0][0] ^= 1 }), field: "RTMR0"},
 		{name: "RTMR1", machine: alter(func(q *simtdx.Quote) { q.TD.RTMRs[1][47] ^= 1 }), field: "RTMR1"},
@@ -313,11 +328,15 @@ func TestEveryFieldIsChecked(t *testing.T) {
 				}
 			}
 		}, field: "QE_REPORT.REPORTDATA"},
-		{name: "authentication data that the QE did not bind", machine: spoil(func(q *simtdx.Quote) { q.AuthData[0] ^= 1 }), field: "QE_REPORT.REPORTDATA"},
+		{name: "authentication data that the QE did not bind", machine: spoil(func(q *simtdx.Quote) {
+			q.AuthData[0] ^= 1
+		}), field: "QE_REPORT.REPORTDATA"},
 		{name: "attestation key that is not on the curve", machine: alter(func(q *simtdx.Quote) {
 			q.AttestationKey = bytes.Repeat([]byte{1}, 64)
 		}), field: "ATTESTATION_KEY"},
-		{name: "QE report signature", machine: spoil(func(q *simtdx.Quote) { q.QESignature[63] ^= 1 }), field: "QE_REPORT_SIGNATURE"},
+		{name: "QE report signature", machine: spoil(func(q *simtdx.Quote) {
+			q.QESignature[63] ^= 1
+		}), field: "QE_REPORT_SIGNATURE"},
 		{name: "QE report changed", machine: spoil(func(q *simtdx.Quote) { q.QE.ISVSVN++ }), field: "QE_REPORT_SIGNATURE"},
 		{name: "QE report signed by the attestation key itself", machine: func(t *testing.T, m *simtdx.Machine) {
 			m.Spoil = func(q *simtdx.Quote) {
@@ -326,8 +345,12 @@ func TestEveryFieldIsChecked(t *testing.T) {
 				}
 			}
 		}, field: "QE_REPORT_SIGNATURE"},
-		{name: "certification data of another type", machine: spoil(func(q *simtdx.Quote) { q.DataType = 5 }), field: "CERTIFICATION_DATA_TYPE"},
-		{name: "chain of another type", machine: spoil(func(q *simtdx.Quote) { q.ChainType = 6 }), field: "QE_CERTIFICATION_DATA_TYPE"},
+		{name: "certification data of another type", machine: spoil(func(q *simtdx.Quote) {
+			q.DataType = 5
+		}), field: "CERTIFICATION_DATA_TYPE"},
+		{name: "chain of another type", machine: spoil(func(q *simtdx.Quote) {
+			q.ChainType = 6
+		}), field: "QE_CERTIFICATION_DATA_TYPE"},
 		{name: "size of the certification data", machine: corrupt(func(e *attestation.Evidence) {
 			e.Report[636+130]++
 		}), field: "CERTIFICATION_DATA"},
@@ -337,7 +360,9 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "size of the chain", machine: corrupt(func(e *attestation.Evidence) {
 			e.Report[636+134+450+32+2]++
 		}), field: "QE_CERTIFICATION_DATA"},
-		{name: "size of the signature data", machine: corrupt(func(e *attestation.Evidence) { e.Report[635] = 0xff }), field: "QUOTE"},
+		{name: "size of the signature data", machine: corrupt(func(e *attestation.Evidence) {
+			e.Report[635] = 0xff
+		}), field: "REPORT"},
 
 		// The quoting enclave.
 		{name: "QE's MRSIGNER", machine: alter(func(q *simtdx.Quote) { q.QE.MRSigner[0] ^= 1 }), field: "QE_REPORT.MRSIGNER"},
@@ -350,9 +375,13 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		// The certificate chain.
 		{name: "no chain", machine: spoil(func(q *simtdx.Quote) { q.Chain = nil }), field: "CHAIN"},
 		{name: "chain is not PEM", machine: spoil(func(q *simtdx.Quote) { q.Chain = []byte("chain") }), field: "CHAIN"},
-		{name: "text before the chain", machine: spoil(func(q *simtdx.Quote) { q.Chain = append([]byte("x\n"), q.Chain...) }), field: "CHAIN"},
+		{name: "text before the chain", machine: spoil(func(q *simtdx.Quote) {
+			q.Chain = append([]byte("x\n"), q.Chain...)
+		}), field: "CHAIN"},
 		{name: "two NULs behind the chain", machine: spoil(func(q *simtdx.Quote) { q.Chain = append(q.Chain, 0) }), field: "CHAIN"},
-		{name: "no root", machine: chain(func(_ *testing.T, w *simtdx.World) []byte { return simtdx.PEM(w.PCK, w.CA) }), field: "CHAIN"},
+		{name: "no root", machine: chain(func(_ *testing.T, w *simtdx.World) []byte {
+			return simtdx.PEM(w.PCK, w.CA)
+		}), field: "CHAIN"},
 		{name: "a fourth certificate", machine: chain(func(_ *testing.T, w *simtdx.World) []byte {
 			return simtdx.PEM(w.PCK, w.CA, w.Root, w.Signer)
 		}), field: "CHAIN"},
@@ -379,7 +408,9 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "PCK CA of another name", plan: func(p *simtdx.Plan) {
 			p.CA.Subject.CommonName = "Intel SGX PCK Processor CA"
 		}, field: "CHAIN.CA"},
-		{name: "PCK of another name", plan: func(p *simtdx.Plan) { p.PCK.Subject.CommonName = "Intel SGX TCB Signing" }, field: "CHAIN.PCK"},
+		{name: "PCK of another name", plan: func(p *simtdx.Plan) {
+			p.PCK.Subject.CommonName = "Intel SGX TCB Signing"
+		}, field: "CHAIN.PCK"},
 		{name: "PCK CA is no CA", plan: func(p *simtdx.Plan) { p.CA.IsCA, p.CA.MaxPathLenZero = false, false }, field: "CHAIN.PCK"},
 		{name: "PCK CA on another curve", plan: func(p *simtdx.Plan) { p.Keys.CA = p384 }, field: "CHAIN.CA"},
 		{name: "unknown critical extension", plan: func(p *simtdx.Plan) {
@@ -389,7 +420,11 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "PCK of tomorrow", plan: func(p *simtdx.Plan) { p.PCK.NotBefore = now.Add(time.Hour) }, field: "CHAIN.PCK"},
 		{name: "expired PCK CA", plan: func(p *simtdx.Plan) { p.CA.NotAfter = now.Add(-time.Second) }, field: "CHAIN.CA"},
 		{name: "expired root", plan: func(p *simtdx.Plan) { p.Root.NotAfter = now.Add(-time.Second) }, field: "CHAIN.ROOT"},
-		{name: "no SGX extension", plan: func(p *simtdx.Plan) { p.AlterSGX = func([]byte) []byte { return nil } }, field: "CHAIN.PCK"},
+		{name: "no SGX extension", plan: func(p *simtdx.Plan) {
+			p.AlterSGX = func([]byte) []byte {
+				return nil
+			}
+		}, field: "CHAIN.PCK"},
 		{name: "garbled SGX extension", plan: func(p *simtdx.Plan) {
 			p.AlterSGX = func(der []byte) []byte { return der[:len(der)/2] }
 		}, field: "CHAIN.PCK"},
@@ -421,8 +456,12 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "PCK CRL of a part", plan: func(p *simtdx.Plan) {
 			p.PCKCRL.ExtraExtensions = []pkix.Extension{unknownExtension()}
 		}, field: "PCK_CRL"},
-		{name: "PCK CRL expired", plan: func(p *simtdx.Plan) { p.PCKCRL.NextUpdate = now.Add(-time.Second) }, unavailable: "CRL of the Intel SGX PCK"},
-		{name: "PCK CRL of tomorrow", plan: func(p *simtdx.Plan) { p.PCKCRL.ThisUpdate = now.Add(time.Hour) }, unavailable: "CRL of the Intel SGX PCK"},
+		{name: "PCK CRL expired", plan: func(p *simtdx.Plan) {
+			p.PCKCRL.NextUpdate = now.Add(-time.Second)
+		}, unavailable: "CRL of the Intel SGX PCK"},
+		{name: "PCK CRL of tomorrow", plan: func(p *simtdx.Plan) {
+			p.PCKCRL.ThisUpdate = now.Add(time.Hour)
+		}, unavailable: "CRL of the Intel SGX PCK"},
 		{name: "root CRL is garbage", world: rootCRL(garbage), field: "ROOT_CA_CRL"},
 		{name: "root CRL of another Intel", world: rootCRL(func(t *testing.T, _ *simtdx.World, a *simtdx.Answer) {
 			*a = world(t).Answers[simtdx.RootCRLURL]
@@ -430,18 +469,24 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "root CRL is the PCK CA's", world: rootCRL(func(_ *testing.T, w *simtdx.World, a *simtdx.Answer) {
 			a.Body = w.Answers[w.PCKCRLURL()].Body
 		}), field: "ROOT_CA_CRL"},
-		{name: "root CRL expired", plan: func(p *simtdx.Plan) { p.RootCRL.NextUpdate = now.Add(-time.Second) }, unavailable: "CRL of the Intel SGX Root"},
+		{name: "root CRL expired", plan: func(p *simtdx.Plan) {
+			p.RootCRL.NextUpdate = now.Add(-time.Second)
+		}, unavailable: "CRL of the Intel SGX Root"},
 
 		// TCB info.
 		{name: "TCB info is garbage", world: tcbInfo(garbage), field: "TCB_INFO"},
 		{name: "TCB info of another Intel", world: strangers((*simtdx.World).TCBInfoURL), field: "TCB_INFO"},
 		{name: "TCB info changed", world: tcbInfo(replace("UpToDate", "Revoked!")), field: "TCB_INFO"},
 		{name: "TCB info's signature", world: tcbInfo(replace(`"signature":"`, `"signature":"00`)), field: "TCB_INFO"},
-		{name: "TCB info's signature is not hexadecimal", world: tcbInfo(replace(`"signature":"`, `"signature":"x`)), field: "TCB_INFO"},
-		{name: "TCB info's signature is no text", world: tcbInfo(replace(`"signature":"`, `"signature":1,"x":"`)), field: "TCB_INFO"},
+		{name: "TCB info's signature not in hex", world: tcbInfo(replace(`"signature":"`, `"signature":"x`)), field: "TCB_INFO"},
+		{name: "TCB info's signature is no text", world: tcbInfo(func(_ *testing.T, _ *simtdx.World, a *simtdx.Answer) {
+			a.Body = []byte(`{"tcbInfo":{},"signature":1}`)
+		}), field: "TCB_INFO"},
 		{name: "TCB info without signature", world: tcbInfo(replace("signature", "signatura")), field: "TCB_INFO"},
 		{name: "TCB info under another name", world: tcbInfo(replace("tcbInfo", "tcbinfo")), field: "TCB_INFO"},
-		{name: "no issuer chain", world: tcbInfo(func(_ *testing.T, _ *simtdx.World, a *simtdx.Answer) { a.Header = nil }), field: "TCB_INFO"},
+		{name: "no issuer chain", world: tcbInfo(func(_ *testing.T, _ *simtdx.World, a *simtdx.Answer) {
+			a.Header = nil
+		}), field: "TCB_INFO"},
 		{name: "two issuer chains", world: tcbInfo(func(_ *testing.T, _ *simtdx.World, a *simtdx.Answer) {
 			a.Header[pcs.TcbInfoIssuerChainPhrase] = append(a.Header[pcs.TcbInfoIssuerChainPhrase], "x")
 		}), field: "TCB_INFO"},
@@ -460,14 +505,24 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "TCB info for SGX", plan: func(p *simtdx.Plan) { p.TCBInfo.ID = "SGX" }, field: "TCB_INFO"},
 		{name: "TCB info of version 2", plan: func(p *simtdx.Plan) { p.TCBInfo.Version = 2 }, field: "TCB_INFO"},
 		{name: "TCB info of another kind", plan: func(p *simtdx.Plan) { p.TCBInfo.TCBType = 1 }, field: "TCB_INFO"},
-		{name: "TCB info expired", plan: func(p *simtdx.Plan) { p.TCBInfo.NextUpdate = now.Add(-time.Second) }, unavailable: "TCB info of FMSPC 50806f000000"},
-		{name: "TCB info of tomorrow", plan: func(p *simtdx.Plan) { p.TCBInfo.IssueDate = now.Add(time.Hour) }, unavailable: "TCB info of FMSPC"},
-		{name: "TCB info without dates", plan: func(p *simtdx.Plan) { p.TCBInfo.NextUpdate = time.Time{} }, unavailable: "TCB info of FMSPC"},
-		{name: "TCB signer expired", plan: func(p *simtdx.Plan) { p.TCBSigner.NotAfter = now.Add(-time.Second) }, unavailable: "the certificate behind"},
+		{name: "TCB info expired", plan: func(p *simtdx.Plan) {
+			p.TCBInfo.NextUpdate = now.Add(-time.Second)
+		}, unavailable: "TCB info of FMSPC 50806f000000"},
+		{name: "TCB info of tomorrow", plan: func(p *simtdx.Plan) {
+			p.TCBInfo.IssueDate = now.Add(time.Hour)
+		}, unavailable: "TCB info of FMSPC"},
+		{name: "TCB info without dates", plan: func(p *simtdx.Plan) {
+			p.TCBInfo.NextUpdate = time.Time{}
+		}, unavailable: "TCB info of FMSPC"},
+		{name: "TCB signer expired", plan: func(p *simtdx.Plan) {
+			p.TCBSigner.NotAfter = now.Add(-time.Second)
+		}, unavailable: "the certificate behind"},
 		{name: "TCB info of another FMSPC", plan: func(p *simtdx.Plan) { p.TCBInfo.FMSPC = "00906ed50000" }, field: "FMSPC"},
 		{name: "TCB info of no FMSPC", plan: func(p *simtdx.Plan) { p.TCBInfo.FMSPC = "" }, field: "FMSPC"},
 		{name: "TCB info of another PCE", plan: func(p *simtdx.Plan) { p.TCBInfo.PCEID = "0001" }, field: "PCEID"},
-		{name: "module's signer", plan: func(p *simtdx.Plan) { p.TCBInfo.TDXModule.MRSigner = bytes.Repeat([]byte{1}, 48) }, field: "MRSIGNERSEAM"},
+		{name: "module's signer", plan: func(p *simtdx.Plan) {
+			p.TCBInfo.TDXModule.MRSigner = bytes.Repeat([]byte{1}, 48)
+		}, field: "MRSIGNERSEAM"},
 		{name: "signer of the module's version", plan: func(p *simtdx.Plan) {
 			p.TCBInfo.TDXModuleIdentities[1].MRSigner = bytes.Repeat([]byte{1}, 48)
 		}, field: "MRSIGNERSEAM"},
@@ -479,8 +534,12 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		}, field: "SEAMATTRIBUTES"},
 
 		// Intel's judgement.
-		{name: "module out of date, platform up to date", machine: alter(func(q *simtdx.Quote) { q.TD.TEETCBSVN[0] = 3 }), field: "TCB.MODULE"},
-		{name: "platform out of date, module up to date", machine: alter(func(q *simtdx.Quote) { q.TD.TEETCBSVN[2] = 6 }), field: "TCB.PLATFORM"},
+		{name: "module out of date, platform up to date", machine: alter(func(q *simtdx.Quote) {
+			q.TD.TEETCBSVN[0] = 3
+		}), field: "TCB.MODULE"},
+		{name: "platform out of date, module up to date", machine: alter(func(q *simtdx.Quote) {
+			q.TD.TEETCBSVN[2] = 6
+		}), field: "TCB.PLATFORM"},
 		{name: "platform out of date by microcode", plan: func(p *simtdx.Plan) {
 			p.Platform.TCBComponents[0] = 4
 			for i := range p.TCBInfo.TCBLevels[1].TCB.SGXComponents {
@@ -495,7 +554,9 @@ func TestEveryFieldIsChecked(t *testing.T) {
 				p.TCBInfo.TCBLevels[i].TCB.TDXComponents = p.TCBInfo.TCBLevels[i].TCB.TDXComponents[:2]
 			}
 		}, field: "TCB.PLATFORM"},
-		{name: "platform revoked", plan: func(p *simtdx.Plan) { p.TCBInfo.TCBLevels[0].TCBStatus = "Revoked" }, field: "TCB.PLATFORM"},
+		{name: "platform revoked", plan: func(p *simtdx.Plan) {
+			p.TCBInfo.TCBLevels[0].TCBStatus = "Revoked"
+		}, field: "TCB.PLATFORM"},
 		{name: "unknown status", plan: func(p *simtdx.Plan) { p.TCBInfo.TCBLevels[0].TCBStatus = "Splendid" }, field: "TCB_INFO"},
 		{name: "no status", plan: func(p *simtdx.Plan) { p.TCBInfo.TCBLevels[0].TCBStatus = "" }, field: "TCB_INFO"},
 		{name: "module of an unknown version", machine: alter(func(q *simtdx.Quote) { q.TD.TEETCBSVN[1] = 9 }), field: "TCB.MODULE"},
@@ -520,16 +581,24 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		}), field: "QE_IDENTITY"},
 		{name: "identity of SGX' quoting enclave", plan: func(p *simtdx.Plan) { p.QEIdentity.ID = "QE" }, field: "QE_IDENTITY"},
 		{name: "QE identity of version 1", plan: func(p *simtdx.Plan) { p.QEIdentity.Version = 1 }, field: "QE_IDENTITY"},
-		{name: "QE identity expired", plan: func(p *simtdx.Plan) { p.QEIdentity.NextUpdate = now.Add(-time.Second) }, unavailable: "identity of the quoting enclave"},
-		{name: "QE identity of tomorrow", plan: func(p *simtdx.Plan) { p.QEIdentity.IssueDate = now.Add(time.Hour) }, unavailable: "identity of the quoting enclave"},
-		{name: "QE identity without a mask", plan: func(p *simtdx.Plan) { p.QEIdentity.AttributesMask = nil }, field: "QE_REPORT.ATTRIBUTES"},
-		{name: "QE identity without MRSIGNER", plan: func(p *simtdx.Plan) { p.QEIdentity.MRSigner = nil }, field: "QE_REPORT.MRSIGNER"},
+		{name: "QE identity expired", plan: func(p *simtdx.Plan) {
+			p.QEIdentity.NextUpdate = now.Add(-time.Second)
+		}, unavailable: "identity of the quoting enclave"},
+		{name: "QE identity of tomorrow", plan: func(p *simtdx.Plan) {
+			p.QEIdentity.IssueDate = now.Add(time.Hour)
+		}, unavailable: "identity of the quoting enclave"},
+		{name: "QE identity without a mask", plan: func(p *simtdx.Plan) {
+			p.QEIdentity.AttributesMask = nil
+		}, field: "QE_REPORT.ATTRIBUTES"},
+		{name: "QE identity without MRSIGNER", plan: func(p *simtdx.Plan) { p.QEIdentity.MRSigner = nil }, field: "QE_IDENTITY"},
 		{name: "QE identity without levels", plan: func(p *simtdx.Plan) { p.QEIdentity.TCBLevels = nil }, field: "TCB.QE"},
 		{name: "QE revoked", plan: func(p *simtdx.Plan) { p.QEIdentity.TCBLevels[0].TCBStatus = "Revoked" }, field: "TCB.QE"},
 
 		// Reference values that want something else.
 		{name: "another MRTD wanted", reference: func(r *tdx.ReferenceValue) { r.MRTD = strings.Repeat("77", 48) }, field: "MRTD"},
-		{name: "another module wanted", reference: func(r *tdx.ReferenceValue) { r.MRSEAM = []string{strings.Repeat("77", 48)} }, field: "MRSEAM"},
+		{name: "another module wanted", reference: func(r *tdx.ReferenceValue) {
+			r.MRSEAM = []string{strings.Repeat("77", 48)}
+		}, field: "MRSEAM"},
 		{name: "an RTMR3 wanted", reference: func(r *tdx.ReferenceValue) { r.RTMR3 = strings.Repeat("77", 48) }, field: "RTMR3"},
 		{name: "another status wanted", reference: func(r *tdx.ReferenceValue) {
 			r.AcceptedTCBStatuses = []string{"OutOfDate"}
@@ -589,7 +658,7 @@ func TestTruncatedAtEveryLength(t *testing.T) {
 	for n := range report {
 		e.Report = report[:n]
 		claims, err := v.Validate(t.Context(), e, reportData)
-		wantRejected(t, "QUOTE", claims, err)
+		wantRejected(t, "REPORT", claims, err)
 	}
 	e.Report = append(bytes.Clone(report), make([]byte, 8000-len(report))...)
 	if _, err := v.Validate(t.Context(), e, reportData); err != nil {
@@ -803,7 +872,7 @@ func TestACancelledCallerStopsTheFetch(t *testing.T) {
 	wantUnavailable(t, "time to judge", claims, err)
 }
 
-func TestCollateralIsAskedForEachTime(t *testing.T) {
+func TestARevocationIsSeenAtOnce(t *testing.T) {
 	w := world(t)
 	m := w.Machine(policy)
 	v, e := validator(t, options(w), m.Reference()), issue(t, m)
@@ -827,7 +896,7 @@ func TestCollateralIsAskedForEachTime(t *testing.T) {
 func TestAPanicIsARejection(t *testing.T) {
 	w := world(t)
 	claims, err := tdx.Broken().Validate(t.Context(), issue(t, w.Machine(policy)), reportData)
-	wantRejected(t, "QUOTE", claims, err)
+	wantRejected(t, "REPORT", claims, err)
 }
 
 func TestManyAtOnce(t *testing.T) {

@@ -244,7 +244,9 @@ func (p *Plan) templates(now time.Time) {
 	}
 	p.PCKCRL = &x509.RevocationList{
 		Number: big.NewInt(1), ThisUpdate: now.AddDate(0, 0, -1), NextUpdate: now.AddDate(0, 0, 29),
-		RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: big.NewInt(0xbad), RevocationTime: now.AddDate(0, -1, 0)}},
+		RevokedCertificateEntries: []x509.RevocationListEntry{
+			{SerialNumber: big.NewInt(0xbad), RevocationTime: now.AddDate(0, -1, 0)}, // some other platform
+		},
 	}
 }
 
@@ -345,6 +347,7 @@ func (w *World) certify() error {
 		if parent.SubjectKeyId, err = keyID(&c.by.PublicKey); err != nil {
 			return err
 		}
+		c.template.AuthorityKeyId = parent.SubjectKeyId // Go leaves it out of a root, Intel does not
 		der, err := x509.CreateCertificate(rand.Reader, c.template, &parent, &c.of.PublicKey, c.by)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.template.Subject.CommonName, err)
