@@ -46,14 +46,13 @@ var regions = [][2]int{
 
 // mutator spoils evidence: blindly, by field, and by mixing it with other evidence that is good in itself.
 type mutator struct {
-	*rand.Rand
 	good  []byte
 	other [][]byte // good over other report data, of another policy too, and of another world
 }
 
-func newMutator(t testing.TB, seed uint64, m *simtdx.Machine, good []byte) *mutator {
+func newMutator(t testing.TB, m *simtdx.Machine, good []byte) *mutator {
 	t.Helper()
-	u := &mutator{Rand: rand.New(rand.NewPCG(seed, 0)), good: good}
+	u := &mutator{good: good}
 	// With attestation keys of their own: for one key, a QE report and its signature are as good as another.
 	plan := *m.World.Plan
 	plan.Keys.Attestation = world(t).Plan.Keys.Attestation
@@ -72,57 +71,57 @@ func newMutator(t testing.TB, seed uint64, m *simtdx.Machine, good []byte) *muta
 }
 
 // mutate changes something, most often one thing.
-func (u *mutator) mutate() []byte {
+func (u *mutator) mutate(r *rand.Rand) []byte {
 	b := bytes.Clone(u.good)
-	for range 1 + u.IntN(2)*u.IntN(3) {
-		b = u.once(b)
+	for range 1 + r.IntN(2)*r.IntN(3) {
+		b = u.once(r, b)
 	}
 	return b
 }
 
-func (u *mutator) once(b []byte) []byte {
+func (u *mutator) once(r *rand.Rand, b []byte) []byte {
 	if len(b) == 0 {
 		return b
 	}
-	region := regions[u.IntN(len(regions))]
+	region := regions[r.IntN(len(regions))]
 	from, to := min(region[0], len(b)), min(region[1], len(b))
-	at := u.IntN(len(b))
-	switch u.IntN(11) {
+	at := r.IntN(len(b))
+	switch r.IntN(11) {
 	case 0: // a bit anywhere
-		b[at] ^= 1 << u.IntN(8)
+		b[at] ^= 1 << r.IntN(8)
 	case 1: // a byte anywhere
-		b[at] = byte(u.Uint32())
+		b[at] = byte(r.Uint32())
 	case 2: // a bit in a field
 		if from < to {
-			b[from+u.IntN(to-from)] ^= 1 << u.IntN(8)
+			b[from+r.IntN(to-from)] ^= 1 << r.IntN(8)
 		}
 	case 3: // a field of one value
-		fill := byte(u.Uint32())
+		fill := byte(r.Uint32())
 		for i := from; i < to; i++ {
 			b[i] = fill
 		}
 	case 4: // a field of noise
 		for i := from; i < to; i++ {
-			b[i] = byte(u.Uint32())
+			b[i] = byte(r.Uint32())
 		}
 	case 5: // a field of other evidence
-		other := u.other[u.IntN(len(u.other))]
+		other := u.other[r.IntN(len(u.other))]
 		copy(b[from:to], other[min(from, len(other)):min(to, len(other))])
 	case 6: // the rest of other evidence
-		other := u.other[u.IntN(len(u.other))]
+		other := u.other[r.IntN(len(u.other))]
 		b = append(b[:from:from], other[min(from, len(other)):]...)
 	case 7: // cut off
 		b = b[:at]
 	case 8: // cut out
-		b = slices.Delete(b, at, min(len(b), at+1+u.IntN(64)))
+		b = slices.Delete(b, at, min(len(b), at+1+r.IntN(64)))
 	case 9: // put in
-		b = slices.Insert(b, at, make([]byte, 1+u.IntN(64))...)
+		b = slices.Insert(b, at, make([]byte, 1+r.IntN(64))...)
 	case 10: // a size
-		size := [][2]int{{632, 4}, {766, 4}, {1218, 2}, {1254, 4}}[u.IntN(4)]
+		size := [][2]int{{632, 4}, {766, 4}, {1218, 2}, {1254, 4}}[r.IntN(4)]
 		if size[0]+4 > len(b) {
 			return b
 		}
-		value := []uint32{0, 1, u.Uint32(), 0xffffffff, 0x80000000, uint32(u.IntN(8000))}[u.IntN(6)]
+		value := []uint32{0, 1, r.Uint32(), 0xffffffff, 0x80000000, uint32(r.IntN(8000))}[r.IntN(6)]
 		if size[1] == 2 {
 			binary.LittleEndian.PutUint16(b[size[0]:], uint16(value))
 		} else {
@@ -140,12 +139,12 @@ func check(t testing.TB, v attestation.Validator, good, mutated []byte) {
 	switch {
 	case err == nil:
 		if !bytes.Equal(tdx.Meaning(mutated), tdx.Meaning(good)) {
-			t.Errorf("accepted: %s", difference(mutated, good))
+			t.Fatalf("accepted: %s", difference(mutated, good))
 		}
 	case !errors.As(err, &r):
-		t.Errorf("got %v, want a rejection", err)
+		t.Fatalf("got %v, want a rejection", err)
 	case strings.Contains(r.Got, "panic"):
-		t.Errorf("%v: %s", err, difference(mutated, good))
+		t.Fatalf("%v: %s", err, difference(mutated, good))
 	}
 }
 
@@ -167,9 +166,9 @@ func TestNoMutatedEvidenceIsAccepted(t *testing.T) {
 	m := w.Machine(policy)
 	v := validator(t, options(w), m.Reference())
 	good := issue(t, m).Report
-	u := newMutator(t, 1, m, good)
+	u, r := newMutator(t, m, good), rand.New(rand.NewPCG(1, 0))
 	for range n {
-		check(t, v, good, u.mutate())
+		check(t, v, good, u.mutate(r))
 	}
 	if collateral, agreed := tdx.Remembered(v); collateral > 1 {
 		t.Errorf("remembered %d, %d findings for forged evidence", collateral, agreed)
@@ -181,10 +180,11 @@ func FuzzValidate(f *testing.F) {
 	m := w.Machine(policy)
 	v := validator(f, options(w), m.Reference())
 	good := issue(f, m).Report
+	u := newMutator(f, m, good)
 	f.Add(uint64(0), []byte(nil))
 	f.Add(uint64(1), good)
 	f.Fuzz(func(t *testing.T, seed uint64, b []byte) {
-		check(t, v, good, newMutator(t, seed, m, good).mutate())
+		check(t, v, good, u.mutate(rand.New(rand.NewPCG(seed, 0))))
 		check(t, v, good, b)
 	})
 }

@@ -41,7 +41,7 @@ const (
 // intelQE is QE Vendor ID of Intel's quoting enclaves.
 var intelQE = []byte{0x93, 0x9a, 0x72, 0x33, 0xf7, 0x9c, 0x4c, 0xa9, 0x94, 0x0a, 0x0d, 0xb3, 0x95, 0x7f, 0x06, 0x07}
 
-// quote is what could be read of a TD quote. All slices point into one copy of it.
+// quote is what could be read of a TD quote. All slices point into it.
 type quote struct {
 	raw    []byte // without padding
 	signed []byte // header and TD report: what the attestation key signs
@@ -114,12 +114,12 @@ func (c *cursor) u32() uint32 {
 	return 0
 }
 
-// sized takes a part that fills what is left, as its length says.
-func (c *cursor) sized(field string, size uint32) (*cursor, *attestation.Rejected) {
+// fills wants what is left to be as long as its size says.
+func (c *cursor) fills(field string, size uint32) *attestation.Rejected {
 	if c.short || uint64(size) != uint64(len(c.b)) {
-		return nil, judge.Rejected(field, fmt.Sprintf("%d bytes, as its size says", size), fmt.Sprintf("%d bytes", len(c.b)))
+		return judge.Rejected(field, fmt.Sprintf("%d bytes, as its size says", size), fmt.Sprintf("%d bytes", len(c.b)))
 	}
-	return &cursor{b: c.b}, nil
+	return nil
 }
 
 // readQuote does everything that needs no key: it finds the fields, each of its exact size, and refuses what is not a
@@ -196,8 +196,7 @@ func (q *quote) readSignature(c *cursor) *attestation.Rejected {
 	if r := judge.Number("CERTIFICATION_DATA_TYPE", certificationQEReport, uint64(kind)); r != nil {
 		return r
 	}
-	c, r := c.sized("CERTIFICATION_DATA", size)
-	if r != nil {
+	if r := c.fills("CERTIFICATION_DATA", size); r != nil {
 		return r
 	}
 	q.qe = readEnclave(c.take(qeReportSize))
@@ -207,7 +206,7 @@ func (q *quote) readSignature(c *cursor) *attestation.Rejected {
 	if r := judge.Number("QE_CERTIFICATION_DATA_TYPE", certificationPCKChain, uint64(kind)); r != nil {
 		return r
 	}
-	if c, r = c.sized("QE_CERTIFICATION_DATA", size); r != nil {
+	if r := c.fills("QE_CERTIFICATION_DATA", size); r != nil {
 		return r
 	}
 	q.chain = c.b

@@ -180,7 +180,7 @@ func (v *validator) verify(ctx context.Context, report []byte, data attestation.
 
 // authentic reads a quote and follows its signatures up to a trusted root.
 func (v *validator) authentic(report []byte, now time.Time) (*quote, *x509.Certificate, *attestation.Rejected) {
-	q, r := readQuote(bytes.Clone(report))
+	q, r := readQuote(report)
 	if r != nil {
 		return nil, nil, r
 	}
