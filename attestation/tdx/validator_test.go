@@ -893,6 +893,52 @@ func TestARevocationIsSeenAtOnce(t *testing.T) {
 	wantRejected(t, "CHAIN.PCK", claims, err)
 }
 
+func TestTheRootOfTheQuoteIsTheRootOfTheCollateral(t *testing.T) {
+	w, other := world(t), world(t)
+	o := options(w)
+	o.Roots = append(o.Roots, other.Root)
+	for _, m := range []*simtdx.Machine{w.Machine(policy), other.Machine(policy)} {
+		o.Collateral = m.World
+		v := validator(t, o, m.Reference())
+		if _, err := v.Validate(t.Context(), issue(t, m), reportData); err != nil {
+			t.Errorf("both roots are trusted: %v", err)
+		}
+	}
+	o.Collateral = other
+	m := w.Machine(policy)
+	claims, err := validator(t, o, m.Reference()).Validate(t.Context(), issue(t, m), reportData)
+	wantRejected(t, "TCB_INFO", claims, err)
+}
+
+func TestWhatIsRememberedHoldsForOneCA(t *testing.T) {
+	w := world(t)
+	other := world(t, func(p *simtdx.Plan) {
+		p.Keys.Root, p.Keys.TCBSigner = w.Plan.Keys.Root, w.Plan.Keys.TCBSigner
+		p.CA.SerialNumber.SetInt64(0x2002)
+	})
+	m := w.Machine(policy)
+	v := validator(t, options(w), m.Reference())
+	if _, err := v.Validate(t.Context(), issue(t, m), reportData); err != nil {
+		t.Fatal(err)
+	}
+	claims, err := v.Validate(t.Context(), issue(t, other.Machine(policy)), reportData)
+	wantRejected(t, "PCK_CRL", claims, err)
+}
+
+// A certificate that was issued anew for the root's key serves as the old one did; what is trusted is ours.
+func TestARenewedRootInTheQuote(t *testing.T) {
+	w := world(t)
+	renewed := world(t, func(p *simtdx.Plan) {
+		p.Keys.Root = w.Plan.Keys.Root
+		p.Root.SerialNumber.SetInt64(0x2001)
+	})
+	m := w.Machine(policy)
+	m.Spoil = func(q *simtdx.Quote) { q.Chain = simtdx.PEM(w.PCK, w.CA, renewed.Root) }
+	if _, err := validator(t, options(w), m.Reference()).Validate(t.Context(), issue(t, m), reportData); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAPanicIsARejection(t *testing.T) {
 	w := world(t)
 	claims, err := tdx.Broken().Validate(t.Context(), issue(t, w.Machine(policy)), reportData)
