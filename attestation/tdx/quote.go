@@ -28,8 +28,9 @@ const (
 	keySize       = 64 // x and y on P-256, big-endian
 	qeReportSize  = 384
 
-	// maxQuote bounds what is looked at: a quote is about 5 KiB, and Google's guests get 8000 bytes, padded with zeros.
-	maxQuote = 16 << 10
+	// maxQuote bounds what is looked at: what the kernel has room for. A quote is about 5 KiB, and may be padded with zeros,
+	// as Google's guests get it.
+	maxQuote = 128 << 10
 )
 
 // The two nested certification data types that carry a QE report and a PCK certificate chain.

@@ -244,7 +244,7 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		}), field: "CERTIFICATES"},
 		{name: "no report", machine: corrupt(func(e *attestation.Evidence) { e.Report = nil }), field: "REPORT"},
 		{name: "huge report", machine: corrupt(func(e *attestation.Evidence) {
-			e.Report = append(e.Report, make([]byte, 16<<10)...)
+			e.Report = append(e.Report, make([]byte, 128<<10)...)
 		}), field: "REPORT"},
 		{name: "something behind the quote", machine: corrupt(func(e *attestation.Evidence) {
 			e.Report = append(e.Report, 1)
@@ -660,9 +660,11 @@ func TestTruncatedAtEveryLength(t *testing.T) {
 		claims, err := v.Validate(t.Context(), e, reportData)
 		wantRejected(t, "REPORT", claims, err)
 	}
-	e.Report = append(bytes.Clone(report), make([]byte, 8000-len(report))...)
-	if _, err := v.Validate(t.Context(), e, reportData); err != nil {
-		t.Errorf("padded with zeros: %v", err)
+	for _, size := range []int{len(report) + 1, 8000, 128 << 10} {
+		e.Report = append(bytes.Clone(report), make([]byte, size-len(report))...)
+		if _, err := v.Validate(t.Context(), e, reportData); err != nil {
+			t.Errorf("padded to %d bytes: %v", size, err)
+		}
 	}
 }
 
