@@ -178,7 +178,7 @@ func pckCRL(f func(*testing.T, *simtdx.World, *simtdx.Answer)) func(*testing.T, 
 }
 
 func rootCRL(f func(*testing.T, *simtdx.World, *simtdx.Answer)) func(*testing.T, *simtdx.World) {
-	return answer(func(*simtdx.World) string { return simtdx.RootCRLURL }, f)
+	return answer((*simtdx.World).RootCRLURL, f)
 }
 
 func replace(old, changed string) func(*testing.T, *simtdx.World, *simtdx.Answer) {
@@ -448,7 +448,7 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "PCK CRL is garbage", world: pckCRL(garbage), field: "PCK_CRL"},
 		{name: "PCK CRL of another Intel", world: strangers((*simtdx.World).PCKCRLURL), field: "PCK_CRL"},
 		{name: "PCK CRL is the root's", world: pckCRL(func(_ *testing.T, w *simtdx.World, a *simtdx.Answer) {
-			a.Body = w.Answers[simtdx.RootCRLURL].Body
+			a.Body = w.Answers[w.RootCRLURL()].Body
 		}), field: "PCK_CRL"},
 		{name: "PCK CRL changed", world: pckCRL(func(_ *testing.T, _ *simtdx.World, a *simtdx.Answer) {
 			a.Body = bytes.Replace(a.Body, []byte{0x0b, 0xad}, []byte{0x0b, 0xae}, 1)
@@ -463,9 +463,7 @@ func TestEveryFieldIsChecked(t *testing.T) {
 			p.PCKCRL.ThisUpdate = now.Add(time.Hour)
 		}, unavailable: "CRL of the Intel SGX PCK"},
 		{name: "root CRL is garbage", world: rootCRL(garbage), field: "ROOT_CA_CRL"},
-		{name: "root CRL of another Intel", world: rootCRL(func(t *testing.T, _ *simtdx.World, a *simtdx.Answer) {
-			*a = world(t).Answers[simtdx.RootCRLURL]
-		}), field: "ROOT_CA_CRL"},
+		{name: "root CRL of another Intel", world: strangers((*simtdx.World).RootCRLURL), field: "ROOT_CA_CRL"},
 		{name: "root CRL is the PCK CA's", world: rootCRL(func(_ *testing.T, w *simtdx.World, a *simtdx.Answer) {
 			a.Body = w.Answers[w.PCKCRLURL()].Body
 		}), field: "ROOT_CA_CRL"},
@@ -832,7 +830,7 @@ func TestAnAnswerThatIsEmptyIsRefused(t *testing.T) {
 		{(*simtdx.World).TCBInfoURL, "TCB_INFO"},
 		{(*simtdx.World).QEIdentityURL, "QE_IDENTITY"},
 		{(*simtdx.World).PCKCRLURL, "PCK_CRL"},
-		{func(*simtdx.World) string { return simtdx.RootCRLURL }, "ROOT_CA_CRL"},
+		{(*simtdx.World).RootCRLURL, "ROOT_CA_CRL"},
 	} {
 		w := world(t)
 		w.Answers[tc.url(w)] = simtdx.Answer{}

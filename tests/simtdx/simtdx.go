@@ -3,11 +3,12 @@
 // A World stands for Intel and one of its platforms: the SGX root CA, the CA that certifies platforms (PCK Platform CA),
 // the platform's own certificate (PCK) with Intel's SGX extension, the signer of collateral, and what Intel's provisioning
 // certification service (PCS) publishes: TCB info, the quoting enclave's identity and lists of revoked certificates. It
-// answers the service's URLs as an attestation.Getter. A Machine stands for one TD on that platform, with a quoting
+// answers the service's URLs as an attestation.Getter and as an http.RoundTripper. A Machine stands for one TD on that platform, with a quoting
 // enclave; it is an attestation.Issuer, and its quotes are real to the byte.
 package simtdx
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -20,6 +21,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net/http"
 	"net/url"
@@ -31,8 +33,8 @@ import (
 	"portcullis.dev/portcullis/attestation"
 )
 
-// RootCRLURL is where a world's root says that its CRL is. No such host exists.
-const RootCRLURL = "https://pcs.invalid/IntelSGXRootCA.der"
+// rootCRLURL is where a world's root says that its CRL is, unless its plan was altered. No such host exists.
+const rootCRLURL = "https://pcs.invalid/IntelSGXRootCA.der"
 
 // Keys are the private keys of a world, all P-256.
 type Keys struct {
@@ -165,6 +167,14 @@ func (*World) QEIdentityURL() string { return pcs.QeIdentityURL() }
 // PCKCRLURL asks for the revoked PCK certificates.
 func (*World) PCKCRLURL() string { return pcs.PckCrlURL("platform") }
 
+// RootCRLURL asks for the revoked CAs and signers.
+func (w *World) RootCRLURL() string {
+	if points := w.Plan.Root.CRLDistributionPoints; len(points) > 0 {
+		return points[0]
+	}
+	return rootCRLURL
+}
+
 // New makes a world whose collateral is current at now.
 func New(now time.Time, alterations ...func(*Plan)) (*World, error) {
 	plan, err := newPlan(now)
@@ -194,6 +204,20 @@ func (w *World) Get(ctx context.Context, url string) (http.Header, []byte, error
 		return nil, nil, &attestation.Unavailable{What: url, Err: fmt.Errorf("status %d", http.StatusNotFound)}
 	}
 	return answer.Header, answer.Body, nil
+}
+
+// RoundTrip answers as PCS does, for those who bring an HTTP client.
+func (w *World) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, ok := w.Answers[r.URL.String()]
+	status := http.StatusOK
+	if !ok {
+		status = http.StatusNotFound
+	}
+	return &http.Response{
+		StatusCode: status, Status: http.StatusText(status), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: answer.Header.Clone(), Body: io.NopCloser(bytes.NewReader(answer.Body)),
+		ContentLength: int64(len(answer.Body)), Request: r,
+	}, nil
 }
 
 func newPlan(now time.Time) (*Plan, error) {
@@ -230,13 +254,13 @@ func (p *Plan) templates(now time.Time) {
 			CRLDistributionPoints: []string{crl},
 		}
 	}
-	p.Root = template(0x1001, "Intel SGX Root CA", RootCRLURL, 30)
+	p.Root = template(0x1001, "Intel SGX Root CA", rootCRLURL, 30)
 	p.Root.IsCA, p.Root.MaxPathLen, p.Root.KeyUsage = true, 1, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
-	p.CA = template(0x1002, "Intel SGX PCK Platform CA", RootCRLURL, 15)
+	p.CA = template(0x1002, "Intel SGX PCK Platform CA", rootCRLURL, 15)
 	p.CA.IsCA, p.CA.MaxPathLenZero, p.CA.KeyUsage = true, true, x509.KeyUsageCertSign|x509.KeyUsageCRLSign
 	p.PCK = template(0x1003, "Intel SGX PCK Certificate", pcs.PckCrlURL("platform"), 7)
 	p.PCK.KeyUsage = x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment
-	p.TCBSigner = template(0x1004, "Intel SGX TCB Signing", RootCRLURL, 7)
+	p.TCBSigner = template(0x1004, "Intel SGX TCB Signing", rootCRLURL, 7)
 	p.TCBSigner.KeyUsage = x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment
 
 	p.RootCRL = &x509.RevocationList{
@@ -416,7 +440,7 @@ func (w *World) publish() error {
 		w.TCBInfoURL():    {http.Header{pcs.TcbInfoIssuerChainPhrase: {signers}}, tcbInfo},
 		w.QEIdentityURL(): {http.Header{pcs.SgxQeIdentityIssuerChainPhrase: {signers}}, qeIdentity},
 		w.PCKCRLURL():     {http.Header{pcs.SgxPckCrlIssuerChainPhrase: {w.IssuerChain(w.CA, w.Root)}}, pckCRL},
-		RootCRLURL:        {http.Header{}, rootCRL},
+		w.RootCRLURL():    {http.Header{}, rootCRL},
 	}
 	return nil
 }

@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"io"
 	"maps"
+	"net/http"
 	"slices"
 	"testing"
 	"time"
@@ -131,7 +133,7 @@ func TestCollateralHasTheKeysOfIntels(t *testing.T) {
 		}
 	}
 	for url := range w.Answers {
-		if url == simtdx.RootCRLURL {
+		if url == w.RootCRLURL() {
 			continue
 		}
 		intel, _, err := tdxtesting.TestGetter.Get(url)
@@ -168,13 +170,32 @@ func TestNoEvidenceOverNothing(t *testing.T) {
 func TestWhatIsNotPublishedIsUnavailable(t *testing.T) {
 	w := world(t)
 	var u *attestation.Unavailable
-	if _, _, err := w.Get(t.Context(), simtdx.RootCRLURL+"x"); !errors.As(err, &u) {
+	if _, _, err := w.Get(t.Context(), w.RootCRLURL()+"x"); !errors.As(err, &u) {
 		t.Errorf("got %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, _, err := w.Get(ctx, simtdx.RootCRLURL); !errors.As(err, &u) || !errors.Is(err, context.Canceled) {
+	if _, _, err := w.Get(ctx, w.RootCRLURL()); !errors.As(err, &u) || !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestAnHTTPClientGetsTheSame(t *testing.T) {
+	w := world(t)
+	client := http.Client{Transport: w}
+	for url, want := range w.Answers {
+		r, err := client.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil || r.StatusCode != http.StatusOK || !bytes.Equal(body, want.Body) ||
+			!maps.EqualFunc(r.Header, want.Header, slices.Equal) {
+			t.Errorf("%s: %s %v: %v", url, r.Status, r.Header, err)
+		}
+	}
+	if r, err := client.Get(w.RootCRLURL() + "x"); err != nil || r.StatusCode != http.StatusNotFound {
+		t.Errorf("got %v: %v", r, err)
 	}
 }
 
