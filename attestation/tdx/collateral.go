@@ -23,7 +23,7 @@ import (
 	"portcullis.dev/portcullis/attestation/internal/judge"
 )
 
-// maxAnswer bounds what is read of one answer. The largest, the list of revoked PCKs, has some hundred KiB.
+// maxAnswer bounds what is read of one answer. Most have a few KiB; the list of revoked PCKs grows with each.
 const maxAnswer = 8 << 20
 
 // answer is what Intel's provisioning certification service (PCS) says to one question.

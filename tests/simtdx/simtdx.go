@@ -3,8 +3,8 @@
 // A World stands for Intel and one of its platforms: the SGX root CA, the CA that certifies platforms (PCK Platform CA),
 // the platform's own certificate (PCK) with Intel's SGX extension, the signer of collateral, and what Intel's provisioning
 // certification service (PCS) publishes: TCB info, the quoting enclave's identity and lists of revoked certificates. It
-// answers the service's URLs as an attestation.Getter and as an http.RoundTripper. A Machine stands for one TD on that platform, with a quoting
-// enclave; it is an attestation.Issuer, and its quotes are real to the byte.
+// answers the service's URLs as an attestation.Getter and as an http.RoundTripper. A Machine stands for one TD on that
+// platform, with a quoting enclave; it is an attestation.Issuer, and its quotes are real to the byte.
 package simtdx
 
 import (
