@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"net/http"
 )
 
 // Platform names the kind of TEE that signed a piece of evidence.
@@ -42,6 +43,12 @@ type Validator interface {
 	// Validate returns what evidence proves. The error is a *Rejected when evidence is not acceptable or does not
 	// carry exactly data, and an *Unavailable when it could not be judged; then the caller may try again later.
 	Validate(ctx context.Context, evidence Evidence, data ReportData) (Claims, error)
+}
+
+// Getter gets what a vendor publishes: certificates, revocation lists, TCB info. It honours the context.
+type Getter interface {
+	// Get returns the answer's headers and body. An error is *Unavailable.
+	Get(ctx context.Context, url string) (http.Header, []byte, error)
 }
 
 // Evidence is what a TEE signs, as it travels: base64 inside JSON.
