@@ -38,9 +38,11 @@ const standInAgent = `#!/bin/sh
 exec >/evidence/started 2>&1
 podvm-guard verify
 echo root=$?
+echo root.evidence=$(grep -c ' @podvm-attest$' /proc/net/unix)
 if [ -e /run/netns/podns ]; then
 	ip netns exec podns podvm-guard verify
 	echo podns=$?
+	echo podns.evidence=$(ip netns exec podns grep -c ' @podvm-attest$' /proc/net/unix)
 fi
 for unit in podvm-guard.service kata-agent.service network-pre.target sysinit.target; do
 	for time in ExecMainExit ExecMainStart ActiveEnter; do
@@ -99,6 +101,7 @@ func TestBoot(t *testing.T) {
 			}
 			if b.outcome == closed {
 				b.checkOrder(t)
+				b.checkEvidence(t, !m.deaf)
 			}
 			if t.Failed() {
 				t.Logf("the agent's notes:\n%s\nthe console:\n%s", b.notes, b.console)
@@ -139,6 +142,22 @@ func (b *boot) checkOrder(t *testing.T) {
 			t.Errorf("the gate was down %v after %s", -ahead, event)
 		}
 	}
+}
+
+// checkEvidence sees whether the pod, where its containers are, could ask for evidence when the agent started.
+func (b *boot) checkEvidence(t *testing.T, want bool) {
+	t.Helper()
+	if got := b.notes[b.where()+".evidence"] == "1"; got != want {
+		t.Errorf("somebody listens on @podvm-attest in %s: %v, want %v", b.where(), got, want)
+	}
+	if b.where() == "podns" && want && b.notes["root.evidence"] != "0" {
+		t.Error("somebody listens on @podvm-attest in the root namespace, where no container is")
+	}
+}
+
+// where is the network namespace of the containers.
+func (b *boot) where() string {
+	return map[string]string{kata.name: "root", peerPods.name: "podns"}[b.of.name]
 }
 
 // boot boots the image: this machine's systemd is PID 1 of namespaces of its own, on a read-only root made of the image and
@@ -187,11 +206,10 @@ func (im *image) boot(t *testing.T) *boot {
 	if noted("forwarder") {
 		t.Error("the forwarder started without the agent")
 	}
-	where := map[string]string{kata.name: "root", peerPods.name: "podns"}[im.name]
 	switch {
-	case err == nil && b.notes[where] == "0":
+	case err == nil && b.notes[b.where()] == "0":
 		b.outcome = closed
-	case err == nil && b.notes[where] == "3":
+	case err == nil && b.notes[b.where()] == "3":
 		b.outcome = opened
 	case err == nil || noted("started"):
 		t.Fatalf("the agent started and did not say how it found the gate:\n%s\n%s", notes, said)
