@@ -99,6 +99,7 @@ func bake(t *testing.T, p placement) *image {
 		attestProgram:                      "#!/bin/sh\nexit 1\n", // nobody asks
 		"usr/bin/kata-agent":               standInAgent,
 		"usr/bin/agent-protocol-forwarder": "#!/bin/sh\nexec sleep infinity\n",
+		"usr/bin/ask":                      asker,
 	}}
 	for name, source := range p.own {
 		im.files[name] = readFile(t, source)

@@ -806,3 +806,22 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Errorf("%d refusals are remembered, want 1024 at most", n)
 	}
 }
+
+// What a validation pays for each document that is held.
+func BenchmarkGetHeld(b *testing.B) {
+	c, err := collateral.New(collateral.Config{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
+		return ok(string(documents().cert))
+	})})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Close()
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, _, err := c.Get(b.Context(), vcek); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
