@@ -80,6 +80,7 @@ type Cache struct {
 // An entry is a document. It is not written to once it is in the cache, but for used.
 type entry struct {
 	url     string
+	kind    *kind
 	header  http.Header
 	body    []byte
 	fetched time.Time
@@ -165,8 +166,8 @@ func (c *Cache) Close() error {
 //
 // Headers are those that carry Intel's issuer chains, and no others.
 func (c *Cache) Get(ctx context.Context, url string) (http.Header, []byte, error) {
-	k, what, ok := classify(url)
-	if !ok {
+	k := c.kindOf(url)
+	if k == nil {
 		return nil, nil, &attestation.Unavailable{
 			What: "what " + fmt.Sprintf("%.120q", url) + " names",
 			Err:  errors.New("it is no address that AMD or Intel publish collateral at"),
@@ -174,20 +175,31 @@ func (c *Cache) Get(ctx context.Context, url string) (http.Header, []byte, error
 	}
 	e, err := c.get(ctx, url, k)
 	if err != nil {
-		return nil, nil, &attestation.Unavailable{What: what, Err: err}
+		return nil, nil, &attestation.Unavailable{What: k.name(url), Err: err}
 	}
 	// Copies: libraries keep slices of what they parse.
 	return e.header.Clone(), append([]byte(nil), e.body...), nil
 }
 
-func (c *Cache) get(ctx context.Context, url string, k kind) (*entry, error) {
+// kindOf classifies a URL, at once where its document is held.
+func (c *Cache) kindOf(url string) *kind {
+	c.mu.Lock()
+	e := c.entries[url]
+	c.mu.Unlock()
+	if e != nil {
+		return e.kind
+	}
+	return classify(url)
+}
+
+func (c *Cache) get(ctx context.Context, url string, k *kind) (*entry, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
 	c.mu.Lock()
 	now := c.now()
 	held := c.lookUp(url)
-	if held != nil && held.condition(now, k) == fresh {
+	if held != nil && held.condition(now) == fresh {
 		c.metrics.hits.Inc()
 		c.mu.Unlock()
 		return held, nil
@@ -203,7 +215,7 @@ func (c *Cache) get(ctx context.Context, url string, k kind) (*entry, error) {
 		c.mu.Unlock()
 		return nil, err
 	// Renewed beside, and nobody has to wait: for a while, or for as long as it is not known that the vendor is back.
-	case err != nil || held != nil && (held.condition(now, k) == aging || c.vendors[k.vendor].down()):
+	case err != nil || held != nil && (held.condition(now) == aging || c.vendors[k.vendor].down()):
 		c.metrics.stale.Inc()
 		c.mu.Unlock()
 		return held, nil
@@ -231,7 +243,7 @@ func (c *Cache) get(ctx context.Context, url string, k kind) (*entry, error) {
 }
 
 // join finds the flight for a document or starts one. c.mu is held.
-func (c *Cache) join(url string, k kind, renews bool) (*flight, error) {
+func (c *Cache) join(url string, k *kind, renews bool) (*flight, error) {
 	if f := c.flights[url]; f != nil {
 		return f, nil
 	}
@@ -273,17 +285,18 @@ func (c *Cache) leave(url string, f *flight) {
 
 // fly gets a document from the disk if it is fresh there, or else from its vendor. With an error, the entry is what the disk
 // had all the same, if anything.
-func (c *Cache) fly(ctx context.Context, url string, k kind) (*entry, error) {
+func (c *Cache) fly(ctx context.Context, url string, k *kind) (*entry, error) {
 	var old *entry
 	if c.disk != nil {
 		e, err := c.disk.load(url)
 		if err == nil && e != nil {
+			e.kind = k
 			e.next, err = k.read(e.body)
 		}
 		switch {
 		case err != nil:
 			c.log.Warn("a file of the collateral's folder is refused", "file", c.disk.path(url), "url", url, "err", err)
-		case e != nil && e.condition(c.now(), k) == fresh:
+		case e != nil && e.condition(c.now()) == fresh:
 			return e, nil
 		default:
 			old = e
@@ -317,12 +330,12 @@ const (
 
 // condition is how e looks now: by its age and, where that has passed, by its NextUpdate, unless that was so when it was
 // fetched a moment ago. Before it was fetched, by a clock that was set back, it is old.
-func (e *entry) condition(now time.Time, k kind) condition {
+func (e *entry) condition(now time.Time) condition {
 	age := now.Sub(e.fetched)
 	switch {
-	case age < 0 || age >= 2*k.fresh || !e.next.IsZero() && now.After(e.next) && age >= failedFor:
+	case age < 0 || age >= 2*e.kind.fresh || !e.next.IsZero() && now.After(e.next) && age >= failedFor:
 		return old
-	case age >= k.fresh:
+	case age >= e.kind.fresh:
 		return aging
 	default:
 		return fresh

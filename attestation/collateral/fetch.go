@@ -43,7 +43,7 @@ func (v *vendor) blocked(now time.Time) error {
 }
 
 // blocked says why nobody is to ask for a document now. c.mu is held.
-func (c *Cache) blocked(now time.Time, url string, k kind) error {
+func (c *Cache) blocked(now time.Time, url string, k *kind) error {
 	if f, ok := c.failed[url]; ok && now.Before(f.until) {
 		return f.err
 	}
@@ -70,7 +70,7 @@ func (e *downError) Error() string { return e.err.Error() }
 func (e *downError) Unwrap() error { return e.err }
 
 // fetch asks the vendor, when it is its turn and if the vendor is not known to be down.
-func (c *Cache) fetch(ctx context.Context, url string, k kind) (*entry, error) {
+func (c *Cache) fetch(ctx context.Context, url string, k *kind) (*entry, error) {
 	v := c.vendors[k.vendor]
 	c.mu.Lock()
 	err := c.blocked(c.now(), url, k)
@@ -123,8 +123,8 @@ func (c *Cache) fetch(ctx context.Context, url string, k kind) (*entry, error) {
 }
 
 // request is one exchange. A *downError is the vendor's fault, any other error is about the document.
-func (c *Cache) request(ctx context.Context, url string, k kind) (*entry, error) {
-	e := &entry{url: url, header: http.Header{}, fetched: c.now()}
+func (c *Cache) request(ctx context.Context, url string, k *kind) (*entry, error) {
+	e := &entry{url: url, kind: k, header: http.Header{}, fetched: c.now()}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
@@ -160,7 +160,7 @@ func (c *Cache) request(ctx context.Context, url string, k kind) (*entry, error)
 }
 
 // isUp notes an answer, whatever it says. c.mu is held.
-func (c *Cache) isUp(v *vendor, k kind) {
+func (c *Cache) isUp(v *vendor, k *kind) {
 	now := c.now()
 	if v.down() {
 		c.log.Info("a vendor of collateral answers again", "vendor", k.vendor, "after", now.Sub(v.since).String())
@@ -169,7 +169,7 @@ func (c *Cache) isUp(v *vendor, k kind) {
 }
 
 // isDown notes that the vendor did not answer. c.mu is held.
-func (c *Cache) isDown(v *vendor, k kind, url string, err *downError) {
+func (c *Cache) isDown(v *vendor, k *kind, url string, err *downError) {
 	now := c.now()
 	if !v.down() {
 		v.since = now

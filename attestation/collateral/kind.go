@@ -21,7 +21,7 @@ type kind struct {
 	vendor string
 	prefix string         // the library's own
 	rest   *regexp.Regexp // all that follows
-	// what names the document to people; $1 and $2 are the groups of rest.
+	// what names the document to people; $1 is the group of rest.
 	what string
 	// fresh is how long an answer is not asked for again.
 	fresh time.Duration
@@ -80,24 +80,27 @@ func product(document string) *regexp.Regexp {
 	return regexp.MustCompile(`^([A-Z][a-z]{2,15})/` + document + `$`)
 }
 
-// classify says what a URL stands for, and its name. ok is false for any URL that is no vendor's.
-func classify(address string) (k kind, what string, ok bool) {
+// classify says what kind of document a URL stands for: nil for any URL that is no vendor's.
+func classify(address string) *kind {
 	if len(address) > maxURL {
-		return kind{}, "", false
+		return nil
 	}
 	if u, err := url.Parse(address); err != nil || u.Scheme != "https" || u.User != nil || u.Fragment != "" {
-		return kind{}, "", false
+		return nil
 	}
-	for _, k := range kinds {
-		rest, ours := strings.CutPrefix(address, k.prefix)
-		if !ours {
-			continue
-		}
-		if groups := k.rest.FindStringSubmatchIndex(rest); groups != nil {
-			return k, string(k.rest.ExpandString(nil, k.what, rest, groups)), true
+	for i := range kinds {
+		rest, ours := strings.CutPrefix(address, kinds[i].prefix)
+		if ours && kinds[i].rest.MatchString(rest) {
+			return &kinds[i]
 		}
 	}
-	return kind{}, "", false
+	return nil
+}
+
+// name is what the document at a URL of this kind is called.
+func (k *kind) name(address string) string {
+	rest := strings.TrimPrefix(address, k.prefix)
+	return string(k.rest.ExpandString(nil, k.what, rest, k.rest.FindStringSubmatchIndex(rest)))
 }
 
 func readCertificate(body []byte) (nextUpdate time.Time, err error) {

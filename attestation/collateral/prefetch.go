@@ -117,8 +117,8 @@ func (c *Cache) Refresh(ctx context.Context, urls []string) error {
 }
 
 func (c *Cache) refresh(ctx context.Context, url string) error {
-	k, what, ok := classify(url)
-	if !ok || k.fresh == lasting {
+	k := classify(url)
+	if k == nil || k.fresh == lasting {
 		_, _, err := c.Get(ctx, url)
 		return err
 	}
@@ -129,7 +129,7 @@ func (c *Cache) refresh(ctx context.Context, url string) error {
 		err = c.store(e)
 	}
 	if err != nil {
-		return &attestation.Unavailable{What: what, Err: err}
+		return &attestation.Unavailable{What: k.name(url), Err: err}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
