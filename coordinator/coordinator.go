@@ -30,10 +30,11 @@ import (
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/collateral"
 	"portcullis.dev/portcullis/coordinator/store"
 )
 
-// Config is what a Coordinator needs. Every field but AllowSimulatedTEE must be set.
+// Config is what a Coordinator needs. Every field but AllowSimulatedTEE and Collateral must be set.
 type Config struct {
 	// Store keeps the history. Who opened it closes it.
 	Store store.Store
@@ -41,6 +42,9 @@ type Config struct {
 	Issuer attestation.Issuer
 	// AllowSimulatedTEE admits manifests that trust evidence which no hardware made.
 	AllowSimulatedTEE bool
+	// Collateral is what the vendors publish about their hardware. Who made it closes it. Without it, no evidence of hardware
+	// can be judged.
+	Collateral *collateral.Cache
 	// Log receives what operators need to know: issued certificates, transitions, and every refusal with its reason.
 	Log *slog.Logger
 }
@@ -87,6 +91,9 @@ func New(ctx context.Context, cfg Config) (*Coordinator, error) {
 		setting:        newGate(4, 16),
 	}
 	c.metrics = newMetrics(c)
+	if cfg.Collateral != nil {
+		c.metrics.registry.MustRegister(cfg.Collateral)
+	}
 	switch _, err := c.store.Latest(ctx); {
 	case err == nil:
 		c.needsRecovery = true

@@ -501,7 +501,9 @@ func TestTheTEEMayComeLate(t *testing.T) {
 		tries := 0
 		p.Issuer = func() (attestation.Issuer, error) {
 			if tries++; tries < 5 {
-				return nil, &evidence.NotFoundError{LookedFor: evidence.Socket, Err: errors.New("connection refused")}
+				return nil, &evidence.NotFoundError{
+					TEE: evidence.Auto, Missing: []evidence.Missing{{Where: evidence.Socket, Err: errors.New("connection refused")}},
+				}
 			}
 			return echo{}, nil
 		}

@@ -14,7 +14,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -38,9 +37,11 @@ const standInAgent = `#!/bin/sh
 exec >/evidence/started 2>&1
 podvm-guard verify
 echo root=$?
+echo root.evidence=$(/usr/bin/ask)
 if [ -e /run/netns/podns ]; then
 	ip netns exec podns podvm-guard verify
 	echo podns=$?
+	echo podns.evidence=$(ip netns exec podns /usr/bin/ask)
 fi
 for unit in podvm-guard.service kata-agent.service network-pre.target sysinit.target; do
 	for time in ExecMainExit ExecMainStart ActiveEnter; do
@@ -49,6 +50,19 @@ for unit in podvm-guard.service kata-agent.service network-pre.target sysinit.ta
 done
 mv /evidence/started /evidence/complete
 exec systemctl poweroff --force --force
+`
+
+// asker asks for evidence as a container does, and prints the answer.
+const asker = `#!/usr/bin/python3
+import base64, json, socket
+s = socket.socket(socket.AF_UNIX)
+s.settimeout(10)
+try:
+    s.connect("\0podvm-attest")
+    s.sendall(json.dumps({"reportData": base64.b64encode(b"x" * 64).decode()}).encode() + b"\n")
+    print(s.makefile().readline().strip() or "nothing")
+except OSError as e:
+    print(e)
 `
 
 // observer runs when the agent did or did not start, and ends a boot that it did not start in.
@@ -78,7 +92,7 @@ func TestBoot(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: this needs root on the machine: systemd as PID 1 wants a cgroup of its own, and a root of overlays")
 	}
-	program := buildGuard(t)
+	guardBinary, attestBinary := build(t, "podvm-guard"), build(t, "podvm-attest")
 	cases := mutations
 	for _, p := range placements {
 		cases = append(cases, mutation{name: "as baked", of: p, make: func(*image) {}, boot: closed})
@@ -90,7 +104,7 @@ func TestBoot(t *testing.T) {
 		t.Run(m.of.name+"/"+m.name, func(t *testing.T) {
 			t.Parallel()
 			im := bake(t, m.of)
-			im.programs[guardProgram] = program
+			im.programs[guardProgram], im.programs[attestProgram] = guardBinary, attestBinary
 			m.make(im)
 			b := im.boot(t)
 			t.Logf("%s, after %v", b.outcome, b.took.Round(10*time.Millisecond))
@@ -99,6 +113,7 @@ func TestBoot(t *testing.T) {
 			}
 			if b.outcome == closed {
 				b.checkOrder(t)
+				b.checkEvidence(t, !m.deaf)
 			}
 			if t.Failed() {
 				t.Logf("the agent's notes:\n%s\nthe console:\n%s", b.notes, b.console)
@@ -139,6 +154,25 @@ func (b *boot) checkOrder(t *testing.T) {
 			t.Errorf("the gate was down %v after %s", -ahead, event)
 		}
 	}
+}
+
+// checkEvidence sees whether the pod, where its containers are, could ask for evidence when the agent started.
+func (b *boot) checkEvidence(t *testing.T, want bool) {
+	t.Helper()
+	const refused = "[Errno 111] Connection refused"
+	// This machine has no TEE, and podvm-attest says so from within its sandbox.
+	got := b.notes[b.where()+".evidence"]
+	if served := strings.Contains(got, "looked for /sys/kernel/config/tsm/report "); served != want || !served && got != refused {
+		t.Errorf("in %s, who asks for evidence is told %q; want an answer: %v", b.where(), got, want)
+	}
+	if elsewhere := b.notes["root.evidence"]; b.where() != "root" && want && elsewhere != refused {
+		t.Errorf("in the root namespace, where no container is, who asks for evidence is told %q", elsewhere)
+	}
+}
+
+// where is the network namespace of the containers.
+func (b *boot) where() string {
+	return map[string]string{kata.name: "root", peerPods.name: "podns"}[b.of.name]
 }
 
 // boot boots the image: this machine's systemd is PID 1 of namespaces of its own, on a read-only root made of the image and
@@ -187,11 +221,10 @@ func (im *image) boot(t *testing.T) *boot {
 	if noted("forwarder") {
 		t.Error("the forwarder started without the agent")
 	}
-	where := map[string]string{kata.name: "root", peerPods.name: "podns"}[im.name]
 	switch {
-	case err == nil && b.notes[where] == "0":
+	case err == nil && b.notes[b.where()] == "0":
 		b.outcome = closed
-	case err == nil && b.notes[where] == "3":
+	case err == nil && b.notes[b.where()] == "3":
 		b.outcome = opened
 	case err == nil || noted("started"):
 		t.Fatalf("the agent started and did not say how it found the gate:\n%s\n%s", notes, said)
@@ -325,22 +358,15 @@ func removeCgroup(dir string) error {
 	return errors.Join(err, os.Remove(dir))
 }
 
-// buildGuard returns the program that the image has.
-var buildGuard = func() func(t *testing.T) string {
-	var once sync.Once
-	var program string
-	return func(t *testing.T) string {
-		t.Helper()
-		once.Do(func() {
-			file := filepath.Join(t.TempDir(), "podvm-guard")
-			cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", file,
-				"portcullis.dev/portcullis/cmd/podvm-guard")
-			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-			if out, err := cmd.CombinedOutput(); err != nil {
-				t.Fatalf("go build: %v:\n%s", err, out)
-			}
-			program = readFile(t, file)
-		})
-		return program
+// build returns a program that the image has.
+func build(t *testing.T, name string) (program string) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), name)
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", file,
+		"portcullis.dev/portcullis/cmd/"+name)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v:\n%s", err, out)
 	}
-}()
+	return readFile(t, file)
+}

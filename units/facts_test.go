@@ -1,6 +1,7 @@
 package units_test
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -18,6 +19,9 @@ type fact struct {
 	why     string
 }
 
+// nothing is the value of a directive that is there and empty.
+const nothing = "(nothing)"
+
 var kataFacts = slices.Concat([]fact{
 	{guard, "Unit.DefaultDependencies", "no", "they would order the guard after basic.target and stop it at shutdown"},
 	{guard, "Unit.After", "systemd-modules-load.service", "anything more could wait for the agent, or for a network"},
@@ -26,7 +30,10 @@ var kataFacts = slices.Concat([]fact{
 	{guard, "Unit.FailureAction", "poweroff-force", "a podVM without a gate must not run"},
 	{guard, "Install.RequiredBy", agent, "kata boots kata-containers.target: nothing hangs off multi-user.target"},
 	{guard, "Service.NetworkNamespacePath", "", "the gate is the machine's network's"},
-}, serviceFacts, behindTheGuard(agentDropIn, agentLink))
+	{attestSocket, "Unit.After", guard, "what is served is for pods behind the gate"},
+	{attestSocket, "Unit.Before", agent, "before any container asks"},
+	{attestSocket, "Socket.NetworkNamespacePath", "", "containers share the machine's network"},
+}, serviceFacts, behindTheGuard(agentDropIn, agentLink), attestFacts)
 
 var peerPodsFacts = slices.Concat([]fact{
 	{guard, "Unit.DefaultDependencies", "no", "they would stop the guard at shutdown"},
@@ -36,7 +43,14 @@ var peerPodsFacts = slices.Concat([]fact{
 	{guard, "Unit.FailureAction", "poweroff-force", "a podVM without a gate must not run"},
 	{guard, "Install.RequiredBy", agent + " " + forwarder, "neither starts without the gate"},
 	{guard, "Service.NetworkNamespacePath", "/run/netns/podns", "the gate is podns's, never the root namespace's"},
-}, serviceFacts, behindTheGuard(agentDropIn, agentLink), behindTheGuard(forwarderDropIn, forwarderLink))
+	{attestSocket, "Unit.DefaultDependencies", "no", "they would order the socket before basic.target, which podns is after"},
+	{attestSocket, "Unit.BindsTo", "netns@podns.service", "a namespace that is made anew gets a socket anew"},
+	{attestSocket, "Unit.Requires", "sysinit.target", "as by default"},
+	{attestSocket, "Unit.Conflicts", "shutdown.target", "as by default"},
+	{attestSocket, "Unit.After", "netns@podns.service " + guard + "\nsysinit.target", "the namespace must be there, and its gate"},
+	{attestSocket, "Unit.Before", agent + "\nshutdown.target", "before any container asks"},
+	{attestSocket, "Socket.NetworkNamespacePath", "/run/netns/podns", "containers see abstract sockets of podns alone"},
+}, serviceFacts, behindTheGuard(agentDropIn, agentLink), behindTheGuard(forwarderDropIn, forwarderLink), attestFacts)
 
 // The edge from the other side, twice.
 func behindTheGuard(dropIn, link string) []fact {
@@ -70,6 +84,32 @@ var serviceFacts = []fact{
 	{guard, "Service.Restart", "", "the first failure powers off"},
 	{guard, "Service.EnvironmentFile", "", "no file of the host's"},
 	{guard, "Service.ExecStop", "", "nothing lifts the gate"},
+}
+
+// What serves evidence to the pod, and can do nothing else.
+var attestFacts = []fact{
+	{attestLink, "", "../" + attestSocket, "this pulls the socket into the boot"},
+	{attestSocket, "Socket.ListenStream", "@podvm-attest", "the name that clients know"},
+	{attestSocket, "Socket.Service", "", "it starts the service of its own name"},
+	{attestSocket, "Socket.Accept", "", "one process keeps the pace of all requests"},
+	{attestSocket, "Install.WantedBy", agent, "a pod without evidence has a closed gate, and so the agent need not wait for it"},
+	{attest, "Unit.Requires", attestSocket, "it has no other socket"},
+	{attest, "Unit.After", attestSocket + "\nsys-kernel-config.mount", "it looks for configfs when it starts"},
+	{attest, "Service.ExecStart", "/usr/sbin/podvm-attest", "whatever the hardware is"},
+	{attest, "Service.User", "root", "the kernel gives evidence to nobody else"},
+	{attest, "Service.CapabilityBoundingSet", nothing, "root without any capability"},
+	{attest, "Service.AmbientCapabilities", "", "none"},
+	{attest, "Service.PrivateNetwork", "yes", "it speaks to nobody but through systemd's socket"},
+	{attest, "Service.RestrictAddressFamilies", "AF_UNIX", "nothing more"},
+	{attest, "Service.DevicePolicy", "closed", "no other device"},
+	{attest, "Service.DeviceAllow", "/dev/sev-guest rw", "for kernels before 6.7"},
+	{attest, "Service.PrivateDevices", "", "would hide that one as well"},
+	{attest, "Service.ProtectSystem", "strict", "it writes no file"},
+	{attest, "Service.ProtectKernelTunables", "yes", "nor a tunable"},
+	{attest, "Service.ReadWritePaths", "-/sys/kernel/config/tsm", "but its requests"},
+	{attest, "Service.NoNewPrivileges", "yes", "nothing more, ever"},
+	{attest, "Service.SystemCallFilter", "@system-service\n~@privileged @resources", "nothing more"},
+	{attest, "Service.EnvironmentFile", "", "no file of the host's"},
 }
 
 // faults compares the image with its facts. [Unit] and [Install], and what is executed, are compared whole: one directive more
@@ -130,6 +170,7 @@ func parse(text string) (map[string]string, error) {
 	settings := map[string]string{}
 	for _, o := range options {
 		setting := o.Section + "." + o.Name
+		o.Value = cmp.Or(o.Value, nothing)
 		if before, ok := settings[setting]; ok {
 			o.Value = before + "\n" + o.Value
 		}

@@ -36,20 +36,27 @@ type placement struct {
 
 const (
 	guard           = "podvm-guard.service"
+	attest          = "podvm-attest.service"
+	attestSocket    = "podvm-attest.socket"
 	agent           = "kata-agent.service"
 	forwarder       = "agent-protocol-forwarder.service"
 	agentDropIn     = agent + ".d/10-podvm-guard.conf"
 	forwarderDropIn = forwarder + ".d/10-podvm-guard.conf"
 	agentLink       = agent + ".requires/" + guard
 	forwarderLink   = forwarder + ".requires/" + guard
+	attestLink      = agent + ".wants/" + attestSocket
 
-	unitFolder   = "usr/lib/systemd/system"
-	guardProgram = "usr/sbin/podvm-guard"
+	unitFolder    = "usr/lib/systemd/system"
+	guardProgram  = "usr/sbin/podvm-guard"
+	attestProgram = "usr/sbin/podvm-attest"
 )
+
+// What is ours and runs: each is looked at by name.
+var ours = []string{guard, attest, attestSocket}
 
 var kata = placement{
 	name:     "kata",
-	own:      map[string]string{guard: guard, agentDropIn: agentDropIn},
+	own:      map[string]string{guard: guard, agentDropIn: agentDropIn, attest: attest, attestSocket: attestSocket},
 	upstream: []string{"kata", "systemd"},
 	target:   "kata-containers.target",
 	behind:   []string{agent},
@@ -60,6 +67,7 @@ var peerPods = placement{
 	name: "peer pods",
 	own: map[string]string{
 		guard: "peerpods/" + guard, agentDropIn: agentDropIn, forwarderDropIn: "peerpods/" + forwarderDropIn,
+		attest: attest, attestSocket: "peerpods/" + attestSocket,
 	},
 	upstream: []string{"peerpods", "systemd"},
 	target:   "multi-user.target",
@@ -88,8 +96,10 @@ func bake(t *testing.T, p placement) *image {
 	t.Helper()
 	im := &image{placement: p, files: map[string]string{}, links: map[string]string{}, programs: map[string]string{
 		guardProgram:                       "#!/bin/sh\nexit 1\n", // a boot has the real one
+		attestProgram:                      "#!/bin/sh\nexit 1\n", // nobody asks
 		"usr/bin/kata-agent":               standInAgent,
 		"usr/bin/agent-protocol-forwarder": "#!/bin/sh\nexec sleep infinity\n",
+		"usr/bin/ask":                      asker,
 	}}
 	for name, source := range p.own {
 		im.files[name] = readFile(t, source)
@@ -108,6 +118,7 @@ func bake(t *testing.T, p placement) *image {
 	for _, unit := range p.behind {
 		im.links[unit+".requires/"+guard] = "../" + guard
 	}
+	im.links[attestLink] = "../" + attestSocket
 	return im
 }
 
@@ -203,22 +214,27 @@ func TestEnableMakesTheLinks(t *testing.T) {
 			for _, unit := range p.behind {
 				delete(im.links, unit+".requires/"+guard)
 			}
+			delete(im.links, attestLink)
 			dir := t.TempDir()
 			im.write(t, dir)
-			if out, err := exec.Command("systemctl", "--root="+dir, "enable", guard).CombinedOutput(); err != nil {
+			if out, err := exec.Command("systemctl", "--root="+dir, "enable", guard, attestSocket).CombinedOutput(); err != nil {
 				t.Fatalf("systemctl enable: %v: %s", err, out)
 			}
 			made, err := filepath.Glob(filepath.Join(dir, "etc/systemd/system/*/*"))
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(made) != len(p.behind) {
-				t.Errorf("systemctl enable made %q, want one link for each of %q", made, p.behind)
-			}
+			want := map[string]string{attestLink: attestSocket}
 			for _, unit := range p.behind {
-				link := filepath.Join(dir, "etc/systemd/system", unit+".requires", guard)
-				if got, err := os.Readlink(link); err != nil || got != "/"+unitFolder+"/"+guard {
-					t.Errorf("link %s: %q, %v; want /%s/%s", link, got, err, unitFolder, guard)
+				want[unit+".requires/"+guard] = guard
+			}
+			if len(made) != len(want) {
+				t.Errorf("systemctl enable made %q, want %q", made, want)
+			}
+			for link, unit := range want {
+				got, err := os.Readlink(filepath.Join(dir, "etc/systemd/system", link))
+				if err != nil || got != "/"+unitFolder+"/"+unit {
+					t.Errorf("link %s: %q, %v; want /%s/%s", link, got, err, unitFolder, unit)
 				}
 			}
 		})

@@ -12,10 +12,12 @@ type mutation struct {
 	make   func(*image)
 	facts  string // what the parsed units must be faulted for
 	verify string // what systemd-analyze verify must say; empty: it need not notice
-	// The exposure must exceed the limit.
-	exposed bool
+	// The exposure of this service must exceed its limit.
+	exposed string
 	// What a boot must come to; empty: it is not tried. See boot_test.go.
 	boot outcome
+	// In that boot, nobody listens for the pod's requests for evidence.
+	deaf bool
 }
 
 var mutations = []mutation{
@@ -130,17 +132,17 @@ var mutations = []mutation{
 		facts: "Service.CapabilityBoundingSet",
 	},
 	{
-		name: "every capability", of: kata, exposed: true,
+		name: "every capability", of: kata, exposed: guard,
 		make:  func(im *image) { im.drop(guard, "CapabilityBoundingSet") },
 		facts: "Service.CapabilityBoundingSet",
 	},
 	{
-		name: "every family of sockets", of: kata, exposed: true,
+		name: "every family of sockets", of: kata, exposed: guard,
 		make:  func(im *image) { im.drop(guard, "RestrictAddressFamilies") },
 		facts: "Service.RestrictAddressFamilies",
 	},
 	{
-		name: "root", of: kata, exposed: true,
+		name: "root", of: kata, exposed: guard,
 		make:  func(im *image) { im.drop(guard, "DynamicUser") },
 		facts: "Service.DynamicUser",
 	},
@@ -250,6 +252,39 @@ var mutations = []mutation{
 		facts: `Unit.BindsTo is ""`, verify: "masked",
 	},
 	{
+		name: "socket for evidence in the machine's network", of: peerPods, boot: closed,
+		make:  func(im *image) { im.drop(attestSocket, "NetworkNamespacePath") },
+		facts: attestSocket + ": Socket.NetworkNamespacePath", deaf: true,
+	},
+	{
+		name: "socket for evidence not enabled", of: kata, boot: closed,
+		make:  func(im *image) { delete(im.links, attestLink) },
+		facts: "link " + attestLink, deaf: true,
+	},
+	{
+		name: "socket for evidence with the defaults", of: peerPods,
+		make:  func(im *image) { im.drop(attestSocket, "DefaultDependencies") },
+		facts: attestSocket + ": Unit.DefaultDependencies", verify: "ordering cycle",
+	},
+	{
+		name: "agent requires the socket for evidence", of: kata,
+		make: func(im *image) {
+			im.drop(attestSocket, "WantedBy")
+			im.add(attestSocket, "Install", "RequiredBy="+agent)
+		},
+		facts: attestSocket + ": Install.RequiredBy",
+	},
+	{
+		name: "every capability for evidence", of: kata, exposed: attest,
+		make:  func(im *image) { im.drop(attest, "CapabilityBoundingSet") },
+		facts: attest + ": Service.CapabilityBoundingSet",
+	},
+	{
+		name: "a network for evidence", of: kata, exposed: attest,
+		make:  func(im *image) { im.drop(attest, "PrivateNetwork") },
+		facts: attest + ": Service.PrivateNetwork",
+	},
+	{
 		name: "podns cannot be made", of: peerPods, boot: noAgent,
 		make: func(im *image) { im.set("netns@.service", "Service", "ExecStartPre", "/bin/false") },
 	},
@@ -273,7 +308,7 @@ func TestEveryMutationIsCaught(t *testing.T) {
 			if got := strings.Join(im.faults(), "\n"); !strings.Contains(got, m.facts) {
 				t.Errorf("the parsed units are faulted for:\n%s\nwant: %s", got, m.facts)
 			}
-			if m.verify == "" && !m.exposed {
+			if m.verify == "" && m.exposed == "" {
 				return
 			}
 			needSystemd(t)
@@ -282,9 +317,9 @@ func TestEveryMutationIsCaught(t *testing.T) {
 					t.Errorf("systemd-analyze verify says:\n%s\nwant: %s", got, m.verify)
 				}
 			}
-			if m.exposed {
-				if got := im.exposure(t, guard); got < exposureLimit {
-					t.Errorf("systemd-analyze security: exposure %.1f, want at least %.1f", got, exposureLimit)
+			if m.exposed != "" {
+				if got, limit := im.exposure(t, m.exposed), exposureLimits[m.exposed]; got < limit {
+					t.Errorf("systemd-analyze security: exposure %.1f, want at least %.1f", got, limit)
 				}
 			}
 		})

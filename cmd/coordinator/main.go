@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"portcullis.dev/portcullis/api"
+	"portcullis.dev/portcullis/attestation/collateral"
 	"portcullis.dev/portcullis/cmd/internal/command"
 	"portcullis.dev/portcullis/coordinator"
 	"portcullis.dev/portcullis/coordinator/store"
@@ -22,9 +23,11 @@ import (
 	"portcullis.dev/portcullis/guest/guard"
 )
 
-const usage = `Usage: coordinator [flags]
+const usage = `Usage:
+  coordinator [flags]             serve the attesting authority of a mesh until SIGTERM
+  coordinator collateral --dir    fetch what AMD and Intel publish before it is needed (--help says more)
 
-Serves the attesting authority of a mesh until SIGTERM. Its log is JSON, on standard error.
+Its log is JSON, on standard error.
 
 `
 
@@ -34,6 +37,7 @@ type options struct {
 	listen         string
 	db             string
 	tee            string
+	collateralDir  string
 	allowSimulated bool
 	noGuard        bool
 }
@@ -41,6 +45,9 @@ type options struct {
 // run starts from the inside out: nobody can reach the Coordinator before all that it needs is there, and the gate goes
 // down with it.
 func run(ctx context.Context, args []string) (err error) {
+	if len(args) > 0 && args[0] == "collateral" {
+		return prefetch(ctx, args[1:])
+	}
 	o, port, err := parse(args)
 	if errors.Is(err, flag.ErrHelp) {
 		return nil
@@ -59,8 +66,13 @@ func run(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
+	cache, err := collateral.New(collateral.Config{Dir: o.collateralDir, Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cache.Close()) }()
 	c, err := coordinator.New(ctx, coordinator.Config{
-		Store: s, Issuer: issuer, AllowSimulatedTEE: o.allowSimulated, Log: log,
+		Store: s, Issuer: issuer, AllowSimulatedTEE: o.allowSimulated, Collateral: cache, Log: log,
 	})
 	if err != nil {
 		return err
@@ -126,7 +138,9 @@ func parse(args []string) (options, uint16, error) {
 	flags.SetOutput(io.Discard) // an error is one line, and command.Main prints it
 	flags.StringVar(&o.listen, "listen", ":"+strconv.Itoa(api.Port), "`address` to listen on")
 	flags.StringVar(&o.db, "db", "/var/lib/portcullis/coordinator.db", "`file` that keeps the history")
-	flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: socket; what is there if not given")
+	flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: auto, socket, snp, tdx; auto if not given")
+	flags.StringVar(&o.collateralDir, "collateral-dir", "",
+		"`folder` that keeps what AMD and Intel publish; in memory alone if not given")
 	flags.BoolVar(&o.allowSimulated, "allow-simulated-tee", false,
 		"accept manifests that trust evidence which no hardware made: for tests only")
 	flags.BoolVar(&o.noGuard, "no-guard", false, "start without the podVM's guard: for development only")

@@ -84,7 +84,7 @@ func parse(name string, args []string, environment func(string) string) (options
 		flags.BoolVar(&o.noMesh, "no-mesh", false, "open the guard: this pod is to be reached without the mesh")
 		flags.StringVar(&policy, "egress-policy", "",
 			"`word`: closed or closed,dns mark the connections to the Coordinator for the egress lock, which takes CAP_NET_RAW")
-		flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: socket; what is there if not given")
+		flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: auto, socket, snp, tdx; auto if not given")
 	}
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {

@@ -120,47 +120,13 @@ func issue(ctx context.Context, line []byte, issuer attestation.Issuer) (*attest
 	return &e, nil
 }
 
-// NewIssuer finds the guest's source of evidence. The name of a TEE interface, "socket", chooses one; "" takes what is
-// there. Only the socket is known so far. The error is a *NameError for any other name and a *NotFoundError when nothing
-// answers.
-func NewIssuer(tee string) (attestation.Issuer, error) {
-	if tee != "" && tee != "socket" {
-		return nil, &NameError{Name: tee}
-	}
-	return newSocketIssuer(Socket)
-}
-
-// NameError says that there is no source of evidence of that name.
-type NameError struct{ Name string }
-
-func (e *NameError) Error() string {
-	return fmt.Sprintf("no source of evidence is called %q, want socket (%s)", e.Name, Socket)
-}
-
-// ExitCode says that this is the caller's mistake.
-func (*NameError) ExitCode() int { return 2 }
-
-// NotFoundError says that this is no podVM of ours, or that the image is still starting.
-type NotFoundError struct {
-	LookedFor string
-	Err       error
-}
-
-func (e *NotFoundError) Error() string {
-	return fmt.Sprintf("no TEE found: looked for the Unix socket %s: %v", e.LookedFor, e.Err)
-}
-
-func (e *NotFoundError) Unwrap() error { return e.Err }
-
-// Hint says what should have been there.
-func (*NotFoundError) Hint() string {
-	return "podvm-attest.service (in tests: simtee serve) serves it in the pod's network namespace"
-}
+// errNoSocket is in the error when nobody listens.
+var errNoSocket = errors.New("nobody listens")
 
 func newSocketIssuer(socket string) (attestation.Issuer, error) {
 	conn, err := net.DialTimeout("unix", socket, patience)
 	if err != nil {
-		return nil, &NotFoundError{LookedFor: socket, Err: err}
+		return nil, fmt.Errorf("%w: %w", errNoSocket, err)
 	}
 	conn.Close()
 	return socketIssuer(socket), nil

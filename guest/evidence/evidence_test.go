@@ -233,19 +233,3 @@ func TestASocketIsServedOnce(t *testing.T) {
 		t.Error("a second server got the same socket")
 	}
 }
-
-func TestNothingThereIsAnErrorThatNamesWhatWasLookedFor(t *testing.T) {
-	_, err := evidence.NewSocketIssuer("@podvm-attest-nobody")
-	e, ok := errors.AsType[*evidence.NotFoundError](err)
-	if !ok || !strings.Contains(err.Error(), "@podvm-attest-nobody") || e.Hint() == "" {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestUnknownSourceIsAUsageError(t *testing.T) {
-	_, err := evidence.NewIssuer("configfs")
-	e, ok := errors.AsType[*evidence.NameError](err)
-	if !ok || e.ExitCode() != 2 || !strings.Contains(err.Error(), `"configfs"`) {
-		t.Errorf("got %v", err)
-	}
-}
