@@ -57,11 +57,12 @@ func (*VerifyError) ExitCode() int { return 3 }
 // manifest before.
 //
 // Which manifest to trust is the caller's knowledge. A manifest that came with the answer says nothing: a host can run a
-// genuine Coordinator with a manifest of its own. The error is a *VerifyError when the answer is no.
+// genuine Coordinator with a manifest of its own. The error is a *VerifyError when the answer is no, and has an
+// *attestation.Unavailable in it when the hardware's vendor could not be asked.
 func VerifyCoordinator(
-	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest,
+	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest, o manifest.ValidatorOptions,
 ) (*Verified, error) {
-	v, err := VerifyBeforeSet(ctx, resp, nonce, trusted)
+	v, err := VerifyBeforeSet(ctx, resp, nonce, trusted, o)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +80,7 @@ func VerifyCoordinator(
 // another one yet, or none. All else is checked alike, so that a manifest is not handed to a stranger. Call
 // VerifyCoordinator afterwards: only that shows what was set.
 func VerifyBeforeSet(
-	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest,
+	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest, o manifest.ValidatorOptions,
 ) (*Verified, error) {
 	if trusted == nil || len(trusted.Text()) == 0 {
 		return nil, errors.New("verify a Coordinator: no trusted manifest")
@@ -87,7 +88,7 @@ func VerifyBeforeSet(
 	if resp == nil {
 		return nil, errors.New("verify a Coordinator: no answer")
 	}
-	validator, err := trusted.Validator()
+	validator, err := trusted.Validator(o)
 	if err != nil {
 		return nil, fmt.Errorf("verify a Coordinator: %w", err)
 	}

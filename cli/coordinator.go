@@ -31,6 +31,7 @@ type coordinatorFlags struct {
 	coordinator string
 	manifest    string
 	timeout     time.Duration
+	collateral  collateralFlags
 }
 
 func (f *coordinatorFlags) register(cmd *cobra.Command) {
@@ -38,12 +39,15 @@ func (f *coordinatorFlags) register(cmd *cobra.Command) {
 		fmt.Sprintf("HOST[:PORT] of the Coordinator, port %d by default; also %s", api.Port, environmentCoordinator))
 	cmd.Flags().StringVar(&f.manifest, "manifest", defaultManifest, "manifest that the Coordinator is to enforce")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", time.Minute, "how long everything may take")
+	f.collateral.register(cmd)
 }
 
 // session is a conversation with a Coordinator that is judged by a manifest.
 type session struct {
-	client   *api.Client
-	manifest *manifest.Manifest
+	client     *api.Client
+	manifest   *manifest.Manifest
+	validation manifest.ValidatorOptions
+	close      func()
 }
 
 func (f *coordinatorFlags) open(cmd *cobra.Command) (*session, error) {
@@ -58,7 +62,11 @@ func (f *coordinatorFlags) open(cmd *cobra.Command) (*session, error) {
 	if err != nil {
 		return nil, usageOf(cmd, err)
 	}
-	return &session{client, m}, nil
+	validation, done, err := f.collateral.open(m)
+	if err != nil {
+		return nil, err
+	}
+	return &session{client, m, validation, done}, nil
 }
 
 func readManifest(path string) (*manifest.Manifest, error) {
@@ -79,7 +87,9 @@ func readManifest(path string) (*manifest.Manifest, error) {
 // attest asks the Coordinator who it is, with a fresh nonce, and judges the answer.
 func (s *session) attest(
 	ctx context.Context,
-	judge func(context.Context, *api.AttestResponse, []byte, *manifest.Manifest) (*api.Verified, error),
+	judge func(
+		context.Context, *api.AttestResponse, []byte, *manifest.Manifest, manifest.ValidatorOptions,
+	) (*api.Verified, error),
 ) (*api.Verified, *api.AttestResponse, error) {
 	nonce := make([]byte, api.NonceSize)
 	_, _ = rand.Read(nonce) // never fails since Go 1.24
@@ -87,8 +97,8 @@ func (s *session) attest(
 	if err != nil {
 		return nil, nil, reachable(err)
 	}
-	verified, err := judge(ctx, answer, nonce, s.manifest)
-	return verified, answer, err
+	verified, err := judge(ctx, answer, nonce, s.manifest, s.validation)
+	return verified, answer, judged(err)
 }
 
 // reachable adds advice to an error that is not the Coordinator's own.
@@ -122,6 +132,7 @@ with "portcullis sign", or with "openssl dgst -sha256 -sign", and their signatur
 			if err != nil {
 				return err
 			}
+			defer s.close()
 			transition, already, err := s.set(ctx, cmd, keys, signatures, filepath.Dir(f.manifest))
 			if err != nil {
 				return err
@@ -365,6 +376,7 @@ func (f *coordinatorFlags) previous(ctx context.Context, cmd *cobra.Command, tex
 		if err != nil {
 			return hash, err
 		}
+		defer s.close()
 		v, _, err := s.attest(ctx, api.VerifyBeforeSet)
 		if err != nil {
 			return hash, err

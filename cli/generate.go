@@ -341,7 +341,7 @@ func explainIncomplete(m *manifest.Manifest) error {
 		return malformed("give the Coordinator's YAML too, annotated contrast.edgeless.systems/pod-role: coordinator",
 			"no pod in these files is the Coordinator, so no manifest of theirs could ever be verified")
 	}
-	if len(m.ReferenceValues.Simulated) == 0 {
+	if m.ReferenceValues.Empty() {
 		return malformed("give --reference-values FILE, or write them into the manifest; docs/manifest.md lists every field",
 			"the manifest has no reference values, so no evidence could ever be accepted")
 	}

@@ -42,6 +42,7 @@ Read the manifest before you rely on it: it says what may run. Exit code 3 means
 			if err != nil {
 				return err
 			}
+			defer s.close()
 			progress(cmd, "checking the evidence of %s ...", s.client)
 			v, _, err := s.attest(ctx, api.VerifyCoordinator)
 			if err != nil {

@@ -30,8 +30,10 @@ type generation struct {
 }
 
 // successor makes the generation of a transition. g is the one before it, nil for the first, which makes the seed.
-func (g *generation) successor(t *manifest.Transition, now time.Time) (*generation, error) {
-	next := &generation{transition: t}
+func (g *generation) successor(
+	t *manifest.Transition, validator attestation.Validator, now time.Time,
+) (*generation, error) {
+	next := &generation{transition: t, validator: validator}
 	if g == nil {
 		seed, err := pki.NewSeed(rand.Reader)
 		if err != nil {
@@ -52,9 +54,6 @@ func (g *generation) successor(t *manifest.Transition, now time.Time) (*generati
 		return nil, err
 	}
 	next.meshHash = sha256.Sum256(next.mesh.Certificate.Raw)
-	if next.validator, err = t.Manifest.Validator(); err != nil {
-		return nil, err
-	}
 	if next.latest, err = encodeLatest(t.Hash, next.seed.TransactionKey()); err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ package coordinator
 import (
 	"context"
 	"crypto/hpke"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,9 +33,10 @@ import (
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/collateral"
 	"portcullis.dev/portcullis/coordinator/store"
+	"portcullis.dev/portcullis/manifest"
 )
 
-// Config is what a Coordinator needs. Every field but AllowSimulatedTEE and Collateral must be set.
+// Config is what a Coordinator needs. Store, Issuer and Log must be set.
 type Config struct {
 	// Store keeps the history. Who opened it closes it.
 	Store store.Store
@@ -43,8 +45,11 @@ type Config struct {
 	// AllowSimulatedTEE admits manifests that trust evidence which no hardware made.
 	AllowSimulatedTEE bool
 	// Collateral is what the vendors publish about their hardware. Who made it closes it. Without it, no evidence of hardware
-	// can be judged.
+	// can be judged, and manifests that trust any are refused.
 	Collateral *collateral.Cache
+	// SNPRoots and TDXRoots are for tests, as in manifest.ValidatorOptions. Nil means the vendors' own.
+	SNPRoots map[string]*x509.Certificate
+	TDXRoots []*x509.Certificate
 	// Log receives what operators need to know: issued certificates, transitions, and every refusal with its reason.
 	Log *slog.Logger
 }
@@ -54,6 +59,7 @@ type Coordinator struct {
 	store          store.Store
 	issuer         attestation.Issuer
 	allowSimulated bool
+	validation     manifest.ValidatorOptions
 	log            *slog.Logger
 	metrics        *metrics
 	hpkeKey        hpke.PrivateKey
@@ -83,6 +89,7 @@ func New(ctx context.Context, cfg Config) (*Coordinator, error) {
 		store:          cfg.Store,
 		issuer:         cfg.Issuer,
 		allowSimulated: cfg.AllowSimulatedTEE,
+		validation:     manifest.ValidatorOptions{SNPRoots: cfg.SNPRoots, TDXRoots: cfg.TDXRoots},
 		log:            cfg.Log,
 		hpkeKey:        key,
 		clock:          startClock(),
@@ -92,6 +99,7 @@ func New(ctx context.Context, cfg Config) (*Coordinator, error) {
 	}
 	c.metrics = newMetrics(c)
 	if cfg.Collateral != nil {
+		c.validation.Collateral = cfg.Collateral
 		c.metrics.registry.MustRegister(cfg.Collateral)
 	}
 	switch _, err := c.store.Latest(ctx); {

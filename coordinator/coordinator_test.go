@@ -318,14 +318,14 @@ func TestFreshCoordinatorAttestsItselfAndIssuesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	trusted := parse(t, newManifest(t))
-	v, err := api.VerifyBeforeSet(t.Context(), resp, nonce, trusted)
+	v, err := api.VerifyBeforeSet(t.Context(), resp, nonce, trusted, manifest.ValidatorOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(v.History) != 0 || v.RootCA != nil || v.MeshCA != nil || v.TransitionHash != [32]byte{} {
 		t.Errorf("a fresh Coordinator has %+v", v)
 	}
-	if _, err := api.VerifyCoordinator(t.Context(), resp, nonce, trusted); err == nil {
+	if _, err := api.VerifyCoordinator(t.Context(), resp, nonce, trusted, manifest.ValidatorOptions{}); err == nil {
 		t.Error("VerifyCoordinator accepted a Coordinator without a manifest")
 	}
 	_, err = f.Nonce(t.Context())
@@ -346,7 +346,7 @@ func TestSetThenVerifyThenCertificate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := api.VerifyCoordinator(t.Context(), attested, nonce, parse(t, text))
+	v, err := api.VerifyCoordinator(t.Context(), attested, nonce, parse(t, text), manifest.ValidatorOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -396,7 +396,7 @@ func TestSetThenVerifyThenCertificate(t *testing.T) {
 	}
 
 	// The Coordinator's own evidence over the answer.
-	validator, err := parse(t, text).Validator()
+	validator, err := parse(t, text).Validator(manifest.ValidatorOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1026,7 +1026,7 @@ func TestVerifyFindsTamperedAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := api.VerifyCoordinator(t.Context(), honest, nonce, trusted); err != nil {
+	if _, err := api.VerifyCoordinator(t.Context(), honest, nonce, trusted, manifest.ValidatorOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	// reissue is what no host can do, evidence of a Coordinator over an altered answer: so that the checks behind the
@@ -1090,7 +1090,7 @@ func TestVerifyFindsTamperedAnswers(t *testing.T) {
 			if test.after != nil {
 				test.after(&resp)
 			}
-			_, err := api.VerifyCoordinator(t.Context(), &resp, nonce, trusted)
+			_, err := api.VerifyCoordinator(t.Context(), &resp, nonce, trusted, manifest.ValidatorOptions{})
 			if test.check == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -1104,25 +1104,25 @@ func TestVerifyFindsTamperedAnswers(t *testing.T) {
 		})
 	}
 	t.Run("an answer to another nonce", func(t *testing.T) {
-		if _, err := api.VerifyCoordinator(t.Context(), honest, random(t, api.NonceSize), trusted); err == nil {
+		if _, err := api.VerifyCoordinator(t.Context(), honest, random(t, api.NonceSize), trusted, manifest.ValidatorOptions{}); err == nil {
 			t.Error("accepted")
 		}
 	})
 	t.Run("another trusted manifest", func(t *testing.T) {
-		_, err := api.VerifyCoordinator(t.Context(), honest, nonce, parse(t, first))
+		_, err := api.VerifyCoordinator(t.Context(), honest, nonce, parse(t, first), manifest.ValidatorOptions{})
 		if refused, ok := errors.AsType[*api.VerifyError](err); !ok || refused.Check != "active manifest" {
 			t.Errorf("VerifyCoordinator: %v", err)
 		}
-		if _, err := api.VerifyBeforeSet(t.Context(), honest, nonce, parse(t, first)); err != nil {
+		if _, err := api.VerifyBeforeSet(t.Context(), honest, nonce, parse(t, first), manifest.ValidatorOptions{}); err != nil {
 			t.Errorf("VerifyBeforeSet: %v", err)
 		}
 	})
 	t.Run("nil", func(t *testing.T) {
 		for name, err := range map[string]error{
-			"answer":   second(api.VerifyCoordinator(t.Context(), nil, nonce, trusted)),
-			"manifest": second(api.VerifyCoordinator(t.Context(), honest, nonce, nil)),
-			"zero":     second(api.VerifyCoordinator(t.Context(), honest, nonce, &manifest.Manifest{})),
-			"empty":    second(api.VerifyCoordinator(t.Context(), &api.AttestResponse{}, nonce, trusted)),
+			"answer":   second(api.VerifyCoordinator(t.Context(), nil, nonce, trusted, manifest.ValidatorOptions{})),
+			"manifest": second(api.VerifyCoordinator(t.Context(), honest, nonce, nil, manifest.ValidatorOptions{})),
+			"zero":     second(api.VerifyCoordinator(t.Context(), honest, nonce, &manifest.Manifest{}, manifest.ValidatorOptions{})),
+			"empty":    second(api.VerifyCoordinator(t.Context(), &api.AttestResponse{}, nonce, trusted, manifest.ValidatorOptions{})),
 		} {
 			if err == nil {
 				t.Errorf("%s: accepted", name)

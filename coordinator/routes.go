@@ -85,13 +85,11 @@ func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetRes
 	if err != nil {
 		return nil, refusedManifest(err)
 	}
-	if transition.Manifest.Simulated() && !c.allowSimulated {
-		refused := problem(api.CodeBadManifest)
-		refused.faults = []string{"ReferenceValues.Simulated: this Coordinator does not trust evidence that no hardware made" +
-			" (it was started without --allow-simulated-tee)"}
-		return nil, refused
+	validator, err := c.validator(transition.Manifest)
+	if err != nil {
+		return nil, err
 	}
-	next, err := current.successor(transition, time.Now())
+	next, err := current.successor(transition, validator, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("make the authority of transition %x: %w", transition.Hash, err)
 	}
@@ -116,6 +114,22 @@ func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetRes
 	return &api.SetResponse{
 		TransitionHash: transition.Hash[:], RootCA: next.root.Raw, MeshCA: next.mesh.Certificate.Raw,
 	}, nil
+}
+
+// validator judges pods by a manifest's reference values, if this Coordinator can and may.
+func (c *Coordinator) validator(m *manifest.Manifest) (attestation.Validator, error) {
+	refused := problem(api.CodeBadManifest)
+	if m.Simulated() && !c.allowSimulated {
+		refused.faults = []string{"ReferenceValues.Simulated: this Coordinator does not trust evidence that no hardware made" +
+			" (it was started without --allow-simulated-tee)"}
+		return nil, refused
+	}
+	v, err := m.Validator(c.validation)
+	if errors.Is(err, manifest.ErrNoCollateral) {
+		refused.faults = []string{"ReferenceValues: this Coordinator cannot ask the vendors of hardware for what judging it takes"}
+		return nil, refused.because(err)
+	}
+	return v, err
 }
 
 // refusedManifest tells an owner everything: what is wrong is in the owner's own text or signatures.
@@ -184,7 +198,7 @@ func (c *Coordinator) judge(
 			return claims, policy, nil
 		}
 		err = &attestation.Rejected{
-			Field: "HOST_DATA", Want: "the hash of a policy in the manifest", Got: claims.PolicyHash.String(),
+			Field: policyHashField(claims.Platform), Want: "the hash of a policy in the manifest", Got: claims.PolicyHash.String(),
 		}
 	}
 	judged := &judgedError{claimed: claimedPolicyHash(req.Evidence), err: err}
@@ -235,12 +249,25 @@ type judgedError struct {
 func (e *judgedError) Error() string { return e.err.Error() }
 func (e *judgedError) Unwrap() error { return e.err }
 
-// claimedPolicyHash reads HOST_DATA of a report that nobody has verified: 32 bytes at C0h (AMD SEV-SNP ABI
-// specification, table "ATTESTATION_REPORT Structure"). It helps an operator find the pod and proves nothing.
+// claimedPolicyHash reads the policy hash in evidence that nobody has verified: HOST_DATA of a report (AMD SEV-SNP ABI
+// specification, table "ATTESTATION_REPORT Structure") or the beginning of MRCONFIGID of a quote (Intel TDX DCAP quoting
+// library API, appendix 3). It helps an operator find the pod and proves nothing.
 func claimedPolicyHash(e attestation.Evidence) string {
-	const at, length = 0xc0, 32
+	at := 0xc0
+	if e.Platform == attestation.TDX {
+		at = 48 + 184 // behind the header and the fields before it
+	}
+	const length = len(attestation.PolicyHash{})
 	if len(e.Report) < at+length {
 		return "unreadable"
 	}
 	return hex.EncodeToString(e.Report[at : at+length])
+}
+
+// policyHashField is what a platform calls the field with the policy hash.
+func policyHashField(p attestation.Platform) string {
+	if p == attestation.TDX {
+		return "MRCONFIGID"
+	}
+	return "HOST_DATA"
 }

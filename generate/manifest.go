@@ -45,17 +45,26 @@ func MergeReferenceValues(m *manifest.Manifest, text []byte) error {
 		}
 		return err
 	}
+	have := &m.ReferenceValues
+	have.SNP = merge(have.SNP, add.SNP)
+	have.TDX = merge(have.TDX, add.TDX)
+	have.Simulated = merge(have.Simulated, add.Simulated)
+	return nil
+}
+
+// merge adds what is not in list yet.
+func merge[R any](list, add []R) []R {
 	known := make(map[string]bool)
-	for _, v := range m.ReferenceValues.Simulated {
+	for _, v := range list {
 		known[asJSON(v)] = true
 	}
-	for _, v := range add.Simulated {
+	for _, v := range add {
 		if key := asJSON(v); !known[key] {
 			known[key] = true
-			m.ReferenceValues.Simulated = append(m.ReferenceValues.Simulated, v)
+			list = append(list, v)
 		}
 	}
-	return nil
+	return list
 }
 
 // asJSON is a value as two equal ones are written.

@@ -51,6 +51,19 @@ func TestReferenceValuesAreAddedToThoseThatAreThere(t *testing.T) {
 	}
 }
 
+// Each platform's list grows by itself.
+func TestReferenceValuesOfHardwareAreAddedToo(t *testing.T) {
+	m := new(manifest.Manifest)
+	for _, text := range []string{`{"SNP": [{"Product": "Milan"}]}`, `{"TDX": [{"MRTD": "00"}], "SNP": [{"Product": "Genoa"}]}`, `{"SNP": [{"Product": "Milan"}]}`} {
+		if err := generate.MergeReferenceValues(m, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if v := m.ReferenceValues; len(v.SNP) != 2 || v.SNP[1].Product != "Genoa" || len(v.TDX) != 1 || len(v.Simulated) != 0 {
+		t.Errorf("got %+v", v)
+	}
+}
+
 func TestReadManifestIsStrictButTakesSkeletons(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"nothing", "", ""},
@@ -75,7 +88,7 @@ func TestReadManifestIsStrictButTakesSkeletons(t *testing.T) {
 }
 
 func TestReferenceValuesAreReadStrictly(t *testing.T) {
-	for _, text := range []string{"", "[]", `{"simulated": []}`, `{"Simulated": [{"Root": ""}]}`, `{"SNP": []}`} {
+	for _, text := range []string{"", "[]", `{"simulated": []}`, `{"Simulated": [{"Root": ""}]}`, `{"snp": []}`} {
 		if err := generate.MergeReferenceValues(new(manifest.Manifest), []byte(text)); err == nil {
 			t.Errorf("%q is accepted", text)
 		}

@@ -25,6 +25,8 @@ import (
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/simulated"
+	"portcullis.dev/portcullis/attestation/snp"
+	"portcullis.dev/portcullis/attestation/tdx"
 	"portcullis.dev/portcullis/manifest/strictjson"
 	"portcullis.dev/portcullis/pki"
 )
@@ -99,18 +101,16 @@ func (id *SecretID) UnmarshalText(b []byte) error {
 }
 
 // ReferenceValues are lists of what evidence may look like, by platform. Evidence of a platform without any is refused.
+// Simulated never stands beside the others.
 type ReferenceValues struct {
+	SNP       []snp.ReferenceValue       `json:",omitempty"`
+	TDX       []tdx.ReferenceValue       `json:",omitempty"`
 	Simulated []simulated.ReferenceValue `json:",omitempty"`
 }
 
-// UnknownField explains names that a reader of the design may expect.
-func (*ReferenceValues) UnknownField(name string) string {
-	switch name {
-	case "SNP", "TDX":
-		return "this version cannot judge evidence of " + name + " yet; known is Simulated"
-	default:
-		return ""
-	}
+// Empty says whether there are none.
+func (r ReferenceValues) Empty() bool {
+	return len(r.SNP) == 0 && len(r.TDX) == 0 && len(r.Simulated) == 0
 }
 
 // UnknownField explains names that a reader of the design may expect.
@@ -264,18 +264,6 @@ func (m *Manifest) Text() []byte { return slices.Clone(m.text) }
 // Hash is SHA-256 of Text.
 func (m *Manifest) Hash() [32]byte { return sha256.Sum256(m.text) }
 
-// Validator judges evidence by m's reference values.
-func (m *Manifest) Validator() (attestation.Validator, error) {
-	v, err := simulated.NewValidator(m.ReferenceValues.Simulated)
-	if err != nil {
-		return nil, fmt.Errorf("use the manifest's reference values: %w", err)
-	}
-	return v, nil
-}
-
-// Simulated says whether m trusts evidence that no hardware made.
-func (m *Manifest) Simulated() bool { return len(m.ReferenceValues.Simulated) > 0 }
-
 // CoordinatorPolicies lists the policies that a Coordinator may have, sorted.
 func (m *Manifest) CoordinatorPolicies() []attestation.PolicyHash {
 	var hashes []attestation.PolicyHash
@@ -320,11 +308,20 @@ func (m *Manifest) checkPolicies(faults *strictjson.Faults) {
 
 func (m *Manifest) checkReferenceValues(faults *strictjson.Faults) {
 	const path = "ReferenceValues"
-	if len(m.ReferenceValues.Simulated) == 0 && !faults.At(path) {
+	if m.ReferenceValues.Empty() && !faults.At(path) {
 		faults.Add(path, "there are none, so no evidence could ever be accepted")
 	}
-	for i, reference := range m.ReferenceValues.Simulated {
-		at := strictjson.Index(path+".Simulated", i)
+	if m.Simulated() && m.Hardware() {
+		faults.Add(path+".Simulated", "it stands beside SNP or TDX; a mesh that trusts hardware must not also trust what only looks like it")
+	}
+	checkEach(faults, path+".SNP", m.ReferenceValues.SNP)
+	checkEach(faults, path+".TDX", m.ReferenceValues.TDX)
+	checkEach(faults, path+".Simulated", m.ReferenceValues.Simulated)
+}
+
+func checkEach[R interface{ Validate() []string }](faults *strictjson.Faults, path string, references []R) {
+	for i, reference := range references {
+		at := strictjson.Index(path, i)
 		if faults.At(at) {
 			continue
 		}

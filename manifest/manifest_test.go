@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"maps"
@@ -25,9 +26,12 @@ import (
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/simulated"
+	"portcullis.dev/portcullis/attestation/snp"
+	"portcullis.dev/portcullis/attestation/tdx"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/manifest/strictjson"
 	"portcullis.dev/portcullis/pki"
+	"portcullis.dev/portcullis/tests/simtdx"
 	"portcullis.dev/portcullis/tests/simtee"
 )
 
@@ -43,6 +47,24 @@ var reference = sync.OnceValue(func() simulated.ReferenceValue {
 	}
 	return world.Reference(simtee.Measurement{1})
 })
+
+var snpReference = sync.OnceValue(func() snp.ReferenceValue {
+	return (&simtee.World{Product: "Milan"}).SNPReference(simtee.Measurement{1})
+})
+
+var tdxWorld = sync.OnceValue(func() *simtdx.World {
+	world, err := simtdx.New(time.Now())
+	if err != nil {
+		panic(err)
+	}
+	return world
+})
+
+func tdxReference() tdx.ReferenceValue {
+	return tdxWorld().Machine(attestation.PolicyHash{0xaa}).Reference()
+}
+
+func tdxRoots() []*x509.Certificate { return []*x509.Certificate{tdxWorld().Root} }
 
 func sans(t testing.TB, texts ...string) []pki.SAN {
 	t.Helper()
@@ -183,22 +205,50 @@ func TestParseReportsFaults(t *testing.T) {
 		"duplicate policy":     {replace(`"`+hashB+`"`, `"`+hashA+`"`), []string{policyA + ": the name occurs twice"}},
 		"policy hash in caps":  {replace(hashB, strings.ToUpper(hashB)), []string{"is not 64 lower-case hexadecimal digits"}},
 		"all-zero policy hash": {replace(hashB, strings.Repeat("0", 64)), []string{"policy hash is all zero"}},
-		"SNP":                  {replace(`"Simulated"`, `"SNP": [], "Simulated"`), []string{"ReferenceValues.SNP: this version cannot judge evidence of SNP yet"}},
-		"TDX":                  {replace(`"Simulated"`, `"TDX": [], "Simulated"`), []string{"ReferenceValues.TDX: this version cannot judge evidence of TDX yet"}},
-		"seed share owners":    {replace(`"Policies"`, `"SeedshareOwnerKeys": [], "Policies"`), []string{"SeedshareOwnerKeys: this version cannot split the seed"}},
-		"successors":           {replace(`"Policies"`, `"Successors": {}, "Policies"`), []string{"Successors: this version cannot let two manifests overlap"}},
-		"unknown role":         {replace(`"Role": "coordinator"`, `"Role": "Coordinator"`), []string{policyA + `.Role: role "Coordinator", want "coordinator" or no role`}},
-		"bad SAN":              {replace(`"10.0.0.1"`, `"10.0.0.01"`), []string{policyB + `.SANs[1]: SAN "10.0.0.01"`}},
-		"bad secret ID":        {replace("apps/v1/StatefulSet/db", "apps v1"), []string{policyB + `.WorkloadSecretID: character ' '`}},
-		"empty secret ID":      {replace("apps/v1/StatefulSet/db", ""), []string{policyB + ".WorkloadSecretID: 0 characters"}},
-		"validity 0":           {replace(`"36h0m0s"`, `"0s"`), []string{"CertificateValidity: validity 0s, want 1m0s to 2160h0m0s"}},
-		"validity too long":    {replace(`"36h0m0s"`, `"2161h"`), []string{"CertificateValidity: validity 2161h0m0s"}},
-		"validity below zero":  {replace(`"36h0m0s"`, `"-1h"`), []string{"CertificateValidity: validity -1h0m0s"}},
-		"validity a number":    {replace(`"36h0m0s"`, `36`), []string{"CertificateValidity: want a string, got a number"}},
-		"validity in days":     {replace(`"36h0m0s"`, `"2d"`), []string{`CertificateValidity: "2d" is not a duration such as 720h`}},
-		"owner key not PEM":    {replace(`-----BEGIN PUBLIC KEY-----`, `x`), []string{"WorkloadOwnerKeys[0]: read a public key"}},
-		"null":                 {replace(`"AllowWildcardSANs": true`, `"AllowWildcardSANs": null`), []string{"AllowWildcardSANs: null is not a value", "*.shop.svc"}},
-		"bad measurement":      {replace(reference().Measurement, "00"), []string{"ReferenceValues.Simulated[0].Measurement: "}},
+		"SNP beside simulated": {
+			altered(func(m *manifest.Manifest) { m.ReferenceValues.SNP = []snp.ReferenceValue{snpReference()} }),
+			[]string{"ReferenceValues.Simulated: it stands beside SNP or TDX"},
+		},
+		"TDX beside simulated": {
+			altered(func(m *manifest.Manifest) { m.ReferenceValues.TDX = []tdx.ReferenceValue{tdxReference()} }),
+			[]string{"ReferenceValues.Simulated: it stands beside SNP or TDX"},
+		},
+		"field of SNP missing": {
+			altered(func(m *manifest.Manifest) {
+				r := snpReference()
+				r.Product, r.AllowedChipIDs = "", []string{}
+				m.ReferenceValues = manifest.ReferenceValues{SNP: []snp.ReferenceValue{snpReference(), r}}
+			}),
+			[]string{"ReferenceValues.SNP[1].Product: is missing", "ReferenceValues.SNP[1].AllowedChipIDs: is missing"},
+		},
+		"field of TDX wrong": {
+			altered(func(m *manifest.Manifest) {
+				r := tdxReference()
+				r.RTMR0, r.AcceptedTCBStatuses = "any", []string{"Revoked"}
+				m.ReferenceValues = manifest.ReferenceValues{TDX: []tdx.ReferenceValue{r}}
+			}),
+			[]string{"ReferenceValues.TDX[0].RTMR0: ", `ReferenceValues.TDX[0].AcceptedTCBStatuses[0]: "Revoked" is not one of`},
+		},
+		"empty SNP and TDX": {
+			altered(func(m *manifest.Manifest) {
+				m.ReferenceValues = manifest.ReferenceValues{SNP: []snp.ReferenceValue{}, TDX: []tdx.ReferenceValue{}}
+			}),
+			[]string{"ReferenceValues: there are none"},
+		},
+		"seed share owners":   {replace(`"Policies"`, `"SeedshareOwnerKeys": [], "Policies"`), []string{"SeedshareOwnerKeys: this version cannot split the seed"}},
+		"successors":          {replace(`"Policies"`, `"Successors": {}, "Policies"`), []string{"Successors: this version cannot let two manifests overlap"}},
+		"unknown role":        {replace(`"Role": "coordinator"`, `"Role": "Coordinator"`), []string{policyA + `.Role: role "Coordinator", want "coordinator" or no role`}},
+		"bad SAN":             {replace(`"10.0.0.1"`, `"10.0.0.01"`), []string{policyB + `.SANs[1]: SAN "10.0.0.01"`}},
+		"bad secret ID":       {replace("apps/v1/StatefulSet/db", "apps v1"), []string{policyB + `.WorkloadSecretID: character ' '`}},
+		"empty secret ID":     {replace("apps/v1/StatefulSet/db", ""), []string{policyB + ".WorkloadSecretID: 0 characters"}},
+		"validity 0":          {replace(`"36h0m0s"`, `"0s"`), []string{"CertificateValidity: validity 0s, want 1m0s to 2160h0m0s"}},
+		"validity too long":   {replace(`"36h0m0s"`, `"2161h"`), []string{"CertificateValidity: validity 2161h0m0s"}},
+		"validity below zero": {replace(`"36h0m0s"`, `"-1h"`), []string{"CertificateValidity: validity -1h0m0s"}},
+		"validity a number":   {replace(`"36h0m0s"`, `36`), []string{"CertificateValidity: want a string, got a number"}},
+		"validity in days":    {replace(`"36h0m0s"`, `"2d"`), []string{`CertificateValidity: "2d" is not a duration such as 720h`}},
+		"owner key not PEM":   {replace(`-----BEGIN PUBLIC KEY-----`, `x`), []string{"WorkloadOwnerKeys[0]: read a public key"}},
+		"null":                {replace(`"AllowWildcardSANs": true`, `"AllowWildcardSANs": null`), []string{"AllowWildcardSANs: null is not a value", "*.shop.svc"}},
+		"bad measurement":     {replace(reference().Measurement, "00"), []string{"ReferenceValues.Simulated[0].Measurement: "}},
 		"field of the TCB missing": {
 			regexp.MustCompile(`"SNP": \d+,`).ReplaceAllString(text, ""), []string{"ReferenceValues.Simulated[0].MinimumTCB.SNP: is missing"},
 		},
@@ -291,7 +341,7 @@ func TestZeroManifestAdmitsNobody(t *testing.T) {
 	if len(m.CoordinatorPolicies()) != 0 {
 		t.Error("the zero manifest has coordinators")
 	}
-	v, err := m.Validator()
+	v, err := m.Validator(manifest.ValidatorOptions{})
 	if err == nil {
 		world, err := simtee.New(simtee.PublishedKeys())
 		if err != nil {
@@ -450,23 +500,32 @@ func TestDocumentationListsEveryField(t *testing.T) {
 	}
 }
 
-// The example in docs/manifest.md has every field and is well-formed, but for the certificate and keys it abbreviates.
+// The examples in docs/manifest.md have every field and are well-formed, but for the certificate and keys they abbreviate.
 func TestDocumentationsExampleIsAManifest(t *testing.T) {
 	text, err := os.ReadFile("../docs/manifest.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, example, found := strings.Cut(string(text), "```json\n")
-	example, _, closed := strings.Cut(example, "```")
-	if !found || !closed {
-		t.Fatal("docs/manifest.md has no example")
+	examples := regexp.MustCompile("(?s)```json\n(.*?)```").FindAllStringSubmatch(string(text), -1)
+	if len(examples) != 2 {
+		t.Fatalf("docs/manifest.md has %d examples, want a manifest and its other reference values", len(examples))
 	}
-	_, err = manifest.Parse([]byte(example))
+	example := examples[0][1] + examples[1][1]
+	var values manifest.ReferenceValues
+	if err := strictjson.Unmarshal([]byte(examples[1][1]), &values); err != nil {
+		t.Fatal(err)
+	}
+	for _, fault := range values.Simulated[0].Validate() {
+		if !strings.HasPrefix(fault, "RootCA: ") {
+			t.Errorf("the example has a fault: %s", fault)
+		}
+	}
+	_, err = manifest.Parse([]byte(examples[0][1]))
 	malformed, ok := errors.AsType[*manifest.Error](err)
 	if !ok {
 		t.Fatalf("Parse: %v, want faults of the abbreviated parts", err)
 	}
-	abbreviated := []string{"ReferenceValues.Simulated[0].RootCA", "WorkloadOwnerKeys[0]", "WorkloadOwnerKeys[1]"}
+	abbreviated := []string{"WorkloadOwnerKeys[0]", "WorkloadOwnerKeys[1]"}
 	for _, fault := range malformed.Faults {
 		if !slices.Contains(abbreviated, fault.Path) {
 			t.Errorf("the example has a fault: %s", fault.Error())

@@ -171,6 +171,6 @@ func set(ts *testscript.TestScript, _ bool, args []string) {
 	nonce := make([]byte, api.NonceSize)
 	resp, err := c.Attest(ctx, nonce)
 	ts.Check(err)
-	_, err = api.VerifyCoordinator(ctx, resp, nonce, trusted)
+	_, err = api.VerifyCoordinator(ctx, resp, nonce, trusted, manifest.ValidatorOptions{})
 	ts.Check(err)
 }
