@@ -106,6 +106,10 @@ func TestEveryFieldOfAReportIsChecked(t *testing.T) {
 		{"report data differs in its last byte", report(func(r *spb.Report) { r.ReportData[63] ^= 1 }), "REPORT_DATA"},
 		{"no report data", report(func(r *spb.Report) { clear(r.ReportData) }), "REPORT_DATA"},
 		{"nothing expected", func(s *scene) { s.expect = attestation.ReportData{} }, "REPORT_DATA"},
+		{"nothing expected, nothing reported", func(s *scene) {
+			s.expect = attestation.ReportData{}
+			s.alter(func(r *spb.Report) { clear(r.ReportData) })
+		}, "REPORT_DATA"},
 		{"another image", report(func(r *spb.Report) { r.Measurement[47] ^= 1 }), "MEASUREMENT"},
 		{"no image", report(func(r *spb.Report) { clear(r.Measurement) }), "MEASUREMENT"},
 		{"no initdata", report(func(r *spb.Report) { clear(r.HostData) }), "HOST_DATA"},
