@@ -87,11 +87,9 @@ func (k *keyDistribution) NotRevoked(ctx context.Context, c sevsnp.Chain, now ti
 	}
 	what := "a current CRL of " + c.Product
 	switch {
-	case list.NextUpdate.IsZero():
-		return judge.Rejected("CRL", "a revocation list that says until when it holds", "one without NextUpdate")
 	case now.Before(list.ThisUpdate):
 		return &attestation.Unavailable{What: what, Err: fmt.Errorf("it begins to hold at %s", stamp(list.ThisUpdate))}
-	case !now.Before(list.NextUpdate):
+	case !now.Before(list.NextUpdate): // nor does a list hold that does not say until when
 		return &attestation.Unavailable{What: what, Err: fmt.Errorf("the latest held until %s", stamp(list.NextUpdate))}
 	}
 	type named struct {
