@@ -720,14 +720,19 @@ func TestReportDataMustBeExpected(t *testing.T) {
 	wantRejected(t, "REPORTDATA", claims, err)
 	claims, err = v.Validate(t.Context(), e, attestation.NewReportData("test", []byte("another nonce")))
 	wantRejected(t, "REPORTDATA", claims, err)
-	if _, err := m.Issue(t.Context(), attestation.ReportData{}); err == nil {
-		t.Error("evidence over no report data was issued")
-	}
+	m.Alter = func(q *simtdx.Quote) { q.TD.ReportData = [64]byte{} }
+	claims, err = v.Validate(t.Context(), issue(t, m), attestation.ReportData{})
+	wantRejected(t, "REPORTDATA", claims, err)
 }
 
 func TestWithoutReferenceValuesEverythingIsRefused(t *testing.T) {
 	w := world(t)
-	claims, err := validator(t, options(w)).Validate(t.Context(), issue(t, w.Machine(policy)), reportData)
+	o := options(w)
+	o.Collateral = getter(func(_ context.Context, url string) (http.Header, []byte, error) {
+		t.Errorf("%s is fetched", url)
+		return nil, nil, errors.New("no")
+	})
+	claims, err := validator(t, o).Validate(t.Context(), issue(t, w.Machine(policy)), reportData)
 	wantRejected(t, "PLATFORM", claims, err)
 }
 
