@@ -21,8 +21,8 @@ func TestMemoryIsBounded(t *testing.T) {
 func TestDigestsOfDifferentPartsDiffer(t *testing.T) {
 	seen := map[[32]byte]string{}
 	for name, parts := range map[string][][]byte{
-		"ab":    {[]byte("ab")},
-		"a b":   {[]byte("a"), []byte("b")},
+		"ab":      {[]byte("ab")},
+		"a b":     {[]byte("a"), []byte("b")},
 		"ab \"\"": {[]byte("ab"), nil},
 		"\"\" ab": {nil, []byte("ab")},
 	} {
