@@ -566,6 +566,16 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "module's signer", plan: func(p *simtdx.Plan) {
 			p.TCBInfo.TDXModule.MRSigner = bytes.Repeat([]byte{1}, 48)
 		}, field: "MRSIGNERSEAM"},
+		{name: "a module that Intel did not sign and yet vouches for", plan: func(p *simtdx.Plan) {
+			p.TCBInfo.TDXModule.MRSigner = bytes.Repeat([]byte{1}, 48)
+			p.TCBInfo.TDXModuleIdentities[1].MRSigner = p.TCBInfo.TDXModule.MRSigner
+		}, machine: alter(func(q *simtdx.Quote) {
+			q.TD.MRSignerSEAM = [48]byte(bytes.Repeat([]byte{1}, 48))
+		}), field: "MRSIGNERSEAM"},
+		{name: "attributes of a module that Intel does not look at", plan: func(p *simtdx.Plan) {
+			p.TCBInfo.TDXModule.AttributesMask = make([]byte, 8)
+			p.TCBInfo.TDXModuleIdentities[1].AttributesMask = make([]byte, 8)
+		}, machine: alter(func(q *simtdx.Quote) { q.TD.SEAMAttributes[0] = 1 }), field: "SEAMATTRIBUTES"},
 		{name: "signer of the module's version", plan: func(p *simtdx.Plan) {
 			p.TCBInfo.TDXModuleIdentities[1].MRSigner = bytes.Repeat([]byte{1}, 48)
 		}, field: "MRSIGNERSEAM"},
@@ -769,9 +779,13 @@ func TestStatusesThatAreListedAreAccepted(t *testing.T) {
 	ref := m.Reference()
 	m.TD.TEETCBSVN[0], m.TD.TEETCBSVN[2], m.QE.ISVSVN = 3, 6, 3
 	ref.AcceptedTCBStatuses = []string{"UpToDate", "OutOfDate"}
-	claims, err := validator(t, options(w), ref).Validate(t.Context(), issue(t, m), reportData)
+	v := validator(t, options(w), ref)
+	claims, err := v.Validate(t.Context(), issue(t, m), reportData)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, agreed := tdx.Remembered(v); agreed != 0 {
+		t.Error("the library is said to have agreed to what it was not shown")
 	}
 	if c := claims.TDX; c.PlatformTCBStatus != "OutOfDate" || c.ModuleTCBStatus != "OutOfDate" || c.QETCBStatus != "OutOfDate" ||
 		!slices.Equal(c.Advisories, []string{"INTEL-SA-00837", "INTEL-SA-00960", "INTEL-SA-00999", "INTEL-SA-01036"}) {
