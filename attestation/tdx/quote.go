@@ -268,9 +268,6 @@ func parseChain(text []byte, n int) ([]*x509.Certificate, error) {
 			!bytes.HasPrefix(text, []byte("-----BEGIN CERTIFICATE-----")) {
 			return nil, fmt.Errorf("something else after %d certificates", len(chain))
 		}
-		if len(chain) == n {
-			return nil, fmt.Errorf("more than %d certificates", n)
-		}
 		certificate, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("certificate %d: %w", len(chain), err)

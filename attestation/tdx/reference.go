@@ -57,7 +57,8 @@ var acceptable = []string{
 	string(pcs.TcbComponentStatusOutOfDateConfigurationNeeded),
 }
 
-// Bits of XFAM (Intel TDX Module 1.5 ABI specification, "XFAM"). The library has the same masks.
+// Bits of XFAM (Intel TDX Module 1.5 ABI specification, "XFAM"). The library has the same masks. Here they bind the
+// reference value, which a TD's XFAM must equal.
 const (
 	xfamFixed1 = 0x00000003 // x87 and SSE are always on
 	xfamFixed0 = 0x0006dbe7 // what is not in here is always off: only what TDX knows how to save and to isolate

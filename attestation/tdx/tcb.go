@@ -48,7 +48,7 @@ func (c *collateral) intel(q *quote) (judgement, *attestation.Rejected) {
 }
 
 func name(field, want, got string) *attestation.Rejected {
-	if want != "" && strings.EqualFold(want, got) {
+	if strings.EqualFold(want, got) {
 		return nil
 	}
 	return judge.Rejected(field, fmt.Sprintf("%q, as in the TCB info", want), fmt.Sprintf("%q in the PCK certificate", got))

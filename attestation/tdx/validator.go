@@ -259,12 +259,6 @@ func (td *tdReport) sound(data attestation.ReportData) *attestation.Rejected {
 			return judge.Number("TDATTRIBUTES.SEPT_VE_DISABLE", attributeSEPTVEDisable, attributes&attributeSEPTVEDisable)
 		},
 		func() *attestation.Rejected { return judge.Number("TDATTRIBUTES", attributes&known, attributes) },
-		func() *attestation.Rejected {
-			if err := checkXFAM(td.xfam); err != nil {
-				return judge.Rejected("XFAM", "one that a TD can have", err.Error())
-			}
-			return nil
-		},
 		// Zero stands for Intel as the module's signer. Others would have to be trusted first.
 		func() *attestation.Rejected { return judge.Equal("MRSIGNERSEAM", zeros, td.mrSignerSEAM) },
 		func() *attestation.Rejected { return judge.Equal("SEAMATTRIBUTES", zeros[:8], td.seamAttributes) },

@@ -192,6 +192,25 @@ func replace(old, changed string) func(*testing.T, *simtdx.World, *simtdx.Answer
 
 func garbage(_ *testing.T, _ *simtdx.World, a *simtdx.Answer) { a.Body = []byte("no") }
 
+// sibling is a world with the same keys as w.
+func sibling(t *testing.T, w *simtdx.World, alterations ...func(*simtdx.Plan)) *simtdx.World {
+	t.Helper()
+	return world(t, append([]func(*simtdx.Plan){func(p *simtdx.Plan) { p.Keys = w.Plan.Keys }}, alterations...)...)
+}
+
+// signer puts another certificate of the TCB signer's key before an answer.
+func signer(header string, f func(*simtdx.Plan)) func(*testing.T, *simtdx.World, *simtdx.Answer) {
+	return func(t *testing.T, w *simtdx.World, a *simtdx.Answer) {
+		a.Header.Set(header, w.IssuerChain(sibling(t, w, f).Signer, w.Root))
+	}
+}
+
+// unsigned takes the signature out of an answer.
+func unsigned(_ *testing.T, _ *simtdx.World, a *simtdx.Answer) {
+	at := bytes.Index(a.Body, []byte(`"signature":"`))
+	a.Body = append(a.Body[:at:at], `"signature":""}`...)
+}
+
 // strangers gives the answer of another Intel.
 func strangers(url func(*simtdx.World) string) func(*testing.T, *simtdx.World) {
 	return answer(url, func(t *testing.T, _ *simtdx.World, a *simtdx.Answer) {
@@ -405,6 +424,13 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "forged PCK under the true CA", machine: chain(func(t *testing.T, w *simtdx.World) []byte {
 			return simtdx.PEM(world(t).PCK, w.CA, w.Root)
 		}), field: "CHAIN.PCK"},
+		{name: "PCK of a CA of another name", machine: chain(func(t *testing.T, w *simtdx.World) []byte {
+			s := sibling(t, w, func(p *simtdx.Plan) { p.CA.Subject.Organization = []string{"Another"} })
+			return simtdx.PEM(s.PCK, w.CA, w.Root)
+		}), field: "CHAIN.PCK"},
+		{name: "PCK signed with another hash", plan: func(p *simtdx.Plan) {
+			p.PCK.SignatureAlgorithm = x509.ECDSAWithSHA384
+		}, field: "CHAIN.PCK"},
 		{name: "PCK CA of another name", plan: func(p *simtdx.Plan) {
 			p.CA.Subject.CommonName = "Intel SGX PCK Processor CA"
 		}, field: "CHAIN.CA"},
@@ -450,6 +476,10 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "PCK CRL is the root's", world: pckCRL(func(_ *testing.T, w *simtdx.World, a *simtdx.Answer) {
 			a.Body = w.Answers[w.RootCRLURL()].Body
 		}), field: "PCK_CRL"},
+		{name: "PCK CRL of a CA of another name", world: pckCRL(func(t *testing.T, w *simtdx.World, a *simtdx.Answer) {
+			s := sibling(t, w, func(p *simtdx.Plan) { p.CA.Subject.Organization = []string{"Another"} })
+			a.Body = s.Answers[s.PCKCRLURL()].Body
+		}), field: "PCK_CRL"},
 		{name: "PCK CRL changed", world: pckCRL(func(_ *testing.T, _ *simtdx.World, a *simtdx.Answer) {
 			a.Body = bytes.Replace(a.Body, []byte{0x0b, 0xad}, []byte{0x0b, 0xae}, 1)
 		}), field: "PCK_CRL"},
@@ -475,6 +505,7 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "TCB info is garbage", world: tcbInfo(garbage), field: "TCB_INFO"},
 		{name: "TCB info of another Intel", world: strangers((*simtdx.World).TCBInfoURL), field: "TCB_INFO"},
 		{name: "TCB info changed", world: tcbInfo(replace("UpToDate", "Revoked!")), field: "TCB_INFO"},
+		{name: "TCB info unsigned", world: tcbInfo(unsigned), field: "TCB_INFO"},
 		{name: "TCB info's signature", world: tcbInfo(replace(`"signature":"`, `"signature":"00`)), field: "TCB_INFO"},
 		{name: "TCB info's signature not in hex", world: tcbInfo(replace(`"signature":"`, `"signature":"x`)), field: "TCB_INFO"},
 		{name: "TCB info's signature is no text", world: tcbInfo(func(_ *testing.T, _ *simtdx.World, a *simtdx.Answer) {
@@ -509,7 +540,21 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "TCB info of tomorrow", plan: func(p *simtdx.Plan) {
 			p.TCBInfo.IssueDate = now.Add(time.Hour)
 		}, unavailable: "TCB info of FMSPC"},
-		{name: "TCB info without dates", plan: func(p *simtdx.Plan) {
+		{name: "TCB info without a beginning", plan: func(p *simtdx.Plan) {
+			p.TCBInfo.IssueDate = time.Time{}
+		}, unavailable: "TCB info of FMSPC"},
+		{name: "TCB info signed by an expired certificate", world: tcbInfo(signer(pcs.TcbInfoIssuerChainPhrase,
+			func(p *simtdx.Plan) { p.TCBSigner.NotAfter = now.Add(-time.Second) },
+		)), unavailable: "the certificate behind the TCB info"},
+		{name: "QE identity signed by an expired certificate", world: qeIdentity(signer(pcs.SgxQeIdentityIssuerChainPhrase,
+			func(p *simtdx.Plan) { p.TCBSigner.NotAfter = now.Add(-time.Second) },
+		)), unavailable: "the certificate behind the identity"},
+		{name: "QE identity signed by a revoked certificate", plan: func(p *simtdx.Plan) {
+			p.RootCRL.RevokedCertificateEntries = append(p.RootCRL.RevokedCertificateEntries, revoked(big.NewInt(0x2004)))
+		}, world: qeIdentity(signer(pcs.SgxQeIdentityIssuerChainPhrase,
+			func(p *simtdx.Plan) { p.TCBSigner.SerialNumber = big.NewInt(0x2004) },
+		)), field: "QE_IDENTITY"},
+		{name: "TCB info without an end", plan: func(p *simtdx.Plan) {
 			p.TCBInfo.NextUpdate = time.Time{}
 		}, unavailable: "TCB info of FMSPC"},
 		{name: "TCB signer expired", plan: func(p *simtdx.Plan) {
@@ -521,6 +566,16 @@ func TestEveryFieldIsChecked(t *testing.T) {
 		{name: "module's signer", plan: func(p *simtdx.Plan) {
 			p.TCBInfo.TDXModule.MRSigner = bytes.Repeat([]byte{1}, 48)
 		}, field: "MRSIGNERSEAM"},
+		{name: "a module that Intel did not sign and yet vouches for", plan: func(p *simtdx.Plan) {
+			p.TCBInfo.TDXModule.MRSigner = bytes.Repeat([]byte{1}, 48)
+			p.TCBInfo.TDXModuleIdentities[1].MRSigner = p.TCBInfo.TDXModule.MRSigner
+		}, machine: alter(func(q *simtdx.Quote) {
+			q.TD.MRSignerSEAM = [48]byte(bytes.Repeat([]byte{1}, 48))
+		}), field: "MRSIGNERSEAM"},
+		{name: "attributes of a module that Intel does not look at", plan: func(p *simtdx.Plan) {
+			p.TCBInfo.TDXModule.AttributesMask = make([]byte, 8)
+			p.TCBInfo.TDXModuleIdentities[1].AttributesMask = make([]byte, 8)
+		}, machine: alter(func(q *simtdx.Quote) { q.TD.SEAMAttributes[0] = 1 }), field: "SEAMATTRIBUTES"},
 		{name: "signer of the module's version", plan: func(p *simtdx.Plan) {
 			p.TCBInfo.TDXModuleIdentities[1].MRSigner = bytes.Repeat([]byte{1}, 48)
 		}, field: "MRSIGNERSEAM"},
@@ -675,14 +730,19 @@ func TestReportDataMustBeExpected(t *testing.T) {
 	wantRejected(t, "REPORTDATA", claims, err)
 	claims, err = v.Validate(t.Context(), e, attestation.NewReportData("test", []byte("another nonce")))
 	wantRejected(t, "REPORTDATA", claims, err)
-	if _, err := m.Issue(t.Context(), attestation.ReportData{}); err == nil {
-		t.Error("evidence over no report data was issued")
-	}
+	m.Alter = func(q *simtdx.Quote) { q.TD.ReportData = [64]byte{} }
+	claims, err = v.Validate(t.Context(), issue(t, m), attestation.ReportData{})
+	wantRejected(t, "REPORTDATA", claims, err)
 }
 
 func TestWithoutReferenceValuesEverythingIsRefused(t *testing.T) {
 	w := world(t)
-	claims, err := validator(t, options(w)).Validate(t.Context(), issue(t, w.Machine(policy)), reportData)
+	o := options(w)
+	o.Collateral = getter(func(_ context.Context, url string) (http.Header, []byte, error) {
+		t.Errorf("%s is fetched", url)
+		return nil, nil, errors.New("no")
+	})
+	claims, err := validator(t, o).Validate(t.Context(), issue(t, w.Machine(policy)), reportData)
 	wantRejected(t, "PLATFORM", claims, err)
 }
 
@@ -719,9 +779,13 @@ func TestStatusesThatAreListedAreAccepted(t *testing.T) {
 	ref := m.Reference()
 	m.TD.TEETCBSVN[0], m.TD.TEETCBSVN[2], m.QE.ISVSVN = 3, 6, 3
 	ref.AcceptedTCBStatuses = []string{"UpToDate", "OutOfDate"}
-	claims, err := validator(t, options(w), ref).Validate(t.Context(), issue(t, m), reportData)
+	v := validator(t, options(w), ref)
+	claims, err := v.Validate(t.Context(), issue(t, m), reportData)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, agreed := tdx.Remembered(v); agreed != 0 {
+		t.Error("the library is said to have agreed to what it was not shown")
 	}
 	if c := claims.TDX; c.PlatformTCBStatus != "OutOfDate" || c.ModuleTCBStatus != "OutOfDate" || c.QETCBStatus != "OutOfDate" ||
 		!slices.Equal(c.Advisories, []string{"INTEL-SA-00837", "INTEL-SA-00960", "INTEL-SA-00999", "INTEL-SA-01036"}) {
