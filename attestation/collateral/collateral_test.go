@@ -775,10 +775,10 @@ func TestCloseEndsEverything(t *testing.T) {
 }
 
 func TestMemoryIsBounded(t *testing.T) {
-	body := strings.Repeat(" ", 1<<20) + identity(0)
+	long := string(documents().pem) + strings.Repeat("\n", 1<<20)
 	c, err := collateral.New(collateral.Config{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-		if strings.Contains(r.URL.RawQuery, "fmspc=ff") {
-			return ok(body)
+		if strings.HasSuffix(r.URL.Path, "/cert_chain") {
+			return ok(long)
 		}
 		return ok(identity(0))
 	})})
@@ -788,7 +788,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	defer c.Close()
 	get(t, c, qe)
 	for i := range 100 {
-		get(t, c, pcs.TcbInfoURL(fmt.Sprintf("ff%010x", i)))
+		get(t, c, kds.ProductCertChainURL(abi.VcekReportSigner, "Product"+strings.Repeat("x", i%8)+string(rune('a'+i/8))))
 		get(t, c, qe) // in use, so it stays
 	}
 	entries, bytes := collateral.Held(c)
