@@ -776,9 +776,13 @@ func TestCloseEndsEverything(t *testing.T) {
 
 func TestMemoryIsBounded(t *testing.T) {
 	long := string(documents().pem) + strings.Repeat("\n", 1<<20)
+	renewed := 0
 	c, err := collateral.New(collateral.Config{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-		if strings.HasSuffix(r.URL.Path, "/cert_chain") {
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/cert_chain"):
 			return ok(long)
+		case strings.HasSuffix(r.URL.Path, "/identity"):
+			renewed++
 		}
 		return ok(identity(0))
 	})})
@@ -798,6 +802,9 @@ func TestMemoryIsBounded(t *testing.T) {
 	for i := range 5000 {
 		get(t, c, pcs.TcbInfoURL(fmt.Sprintf("%012x", i)))
 		get(t, c, qe)
+	}
+	if renewed != 1 {
+		t.Errorf("what is always in use was fetched %d times, want once", renewed)
 	}
 	if entries, _ := collateral.Held(c); entries != 4096 {
 		t.Errorf("%d documents are held, want 4096 at most", entries)
