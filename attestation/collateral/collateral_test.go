@@ -371,6 +371,7 @@ func TestACallerWhoGoesStopsTheFetch(t *testing.T) {
 		t.Errorf("got %v, want an Unavailable that says context canceled", err)
 	}
 	<-gone
+	await(t, "the fetch is abandoned", func() bool { return values(t, c)["fetches_total abandoned amd"] == 1 })
 	// It is no fault of the vendor's, nor of the next caller's.
 	w.answer(crl, says(documents().crl))
 	get(t, c, crl)
@@ -652,23 +653,16 @@ func TestRefreshFetchesAnewWhatChanges(t *testing.T) {
 	get(t, c, qe)
 }
 
-func TestMetrics(t *testing.T) {
-	w := newWorld(t)
-	c := w.cache("")
+// values are the metrics, by name and labels' values.
+func values(t *testing.T, c *collateral.Cache) map[string]float64 {
+	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(c)
-	get(t, c, qe)
-	get(t, c, qe)
-	refused(t, c, pcs.TcbInfoURL("000000000000"), "404")
-	w.setDown(true)
-	w.pass(12 * time.Hour)
-	get(t, c, qe)
-	refused(t, c, crl, "unreachable")
-	got := map[string]float64{}
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
+	got := map[string]float64{}
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
 			name := strings.TrimPrefix(f.GetName(), "portcullis_collateral_")
@@ -678,6 +672,20 @@ func TestMetrics(t *testing.T) {
 			got[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
 		}
 	}
+	return got
+}
+
+func TestMetrics(t *testing.T) {
+	w := newWorld(t)
+	c := w.cache("")
+	get(t, c, qe)
+	get(t, c, qe)
+	refused(t, c, pcs.TcbInfoURL("000000000000"), "404")
+	w.setDown(true)
+	w.pass(12 * time.Hour)
+	get(t, c, qe)
+	refused(t, c, crl, "unreachable")
+	got := values(t, c)
 	for name, want := range map[string]float64{
 		"fetches_total ok intel": 1, "fetches_total refused intel": 1, "fetches_total down amd": 1,
 		"fetches_total ok amd": 0, "fetches_total abandoned amd": 0,
