@@ -437,6 +437,11 @@ func TestAVendorThatIsDown(t *testing.T) {
 	refused(t, c, chain, "the VCEK certificate chain of Milan is not available: ")
 	refused(t, c, chain, "no answer since 2026-11-26T00:00:00Z: ")
 	get(t, c, qe) // another vendor's
+	for range 3 { // it is asked again, by and by
+		w.pass(time.Minute)
+		refused(t, c, chain, "unreachable")
+		refused(t, c, chain, "no answer since 2026-11-26T00:00:00Z: ")
+	}
 	if n := w.logged("does not answer"); n != 1 {
 		t.Errorf("the log says %d times that a vendor is down, want once:\n%s", n, w.log.String())
 	}
