@@ -16,8 +16,8 @@ type mutation struct {
 	exposed string
 	// What a boot must come to; empty: it is not tried. See boot_test.go.
 	boot outcome
-	// In that boot, nobody listens for the pod's requests for evidence.
-	deaf bool
+	// What the pod is told in that boot when it asks for evidence; empty: evidence is served.
+	evidence string
 }
 
 var mutations = []mutation{
@@ -254,12 +254,12 @@ var mutations = []mutation{
 	{
 		name: "socket for evidence in the machine's network", of: peerPods, boot: closed,
 		make:  func(im *image) { im.drop(attestSocket, "NetworkNamespacePath") },
-		facts: attestSocket + ": Socket.NetworkNamespacePath", deaf: true,
+		facts: attestSocket + ": Socket.NetworkNamespacePath", evidence: nobody,
 	},
 	{
 		name: "socket for evidence not enabled", of: kata, boot: closed,
 		make:  func(im *image) { delete(im.links, attestLink) },
-		facts: "link " + attestLink, deaf: true,
+		facts: "link " + attestLink, evidence: nobody,
 	},
 	{
 		name: "socket for evidence with the defaults", of: peerPods,
@@ -273,6 +273,11 @@ var mutations = []mutation{
 			im.add(attestSocket, "Install", "RequiredBy="+agent)
 		},
 		facts: attestSocket + ": Install.RequiredBy",
+	},
+	{
+		name: "no place for requests for evidence", of: kata, boot: closed,
+		make:  func(im *image) { im.drop(attest, "ReadWritePaths") },
+		facts: attest + ": Service.ReadWritePaths", evidence: readOnly,
 	},
 	{
 		name: "every capability for evidence", of: kata, exposed: attest,

@@ -77,6 +77,7 @@ func (spec rootSpec) makeRoot() error {
 		{"overlay", "/usr", "lowerdir=" + filepath.Join(spec.Image, "usr") + ":/usr", unix.MS_RDONLY},
 		{"proc", "/proc", "", 0},
 		{"sysfs", "/sys", "", unix.MS_RDONLY},
+		{"tmpfs", "/sys/kernel", "mode=755", 0},
 		{"cgroup2", "/sys/fs/cgroup", "", 0},
 		{"tmpfs", "/run", "mode=755", 0},
 		{"tmpfs", "/dev", "mode=755", 0},
@@ -90,7 +91,11 @@ func (spec rootSpec) makeRoot() error {
 			return fmt.Errorf("mount %s on %s: %w", m.fs, m.target, err)
 		}
 	}
-	for _, dir := range []string{"etc/systemd", "evidence", "root", "tmp", "var/lib", "var/log", "var/tmp"} {
+	for _, dir := range []string{
+		"etc/systemd", "evidence", "root", "tmp", "var/lib", "var/log", "var/tmp",
+		// As far as a sandbox can tell it is configfs-tsm: root can make a request, which then has no attributes.
+		"sys/kernel/config/tsm/report",
+	} {
 		if err := os.MkdirAll(in(dir), 0o755); err != nil {
 			return err
 		}

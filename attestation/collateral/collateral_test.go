@@ -371,6 +371,7 @@ func TestACallerWhoGoesStopsTheFetch(t *testing.T) {
 		t.Errorf("got %v, want an Unavailable that says context canceled", err)
 	}
 	<-gone
+	await(t, "the fetch is abandoned", func() bool { return values(t, c)["fetches_total abandoned amd"] == 1 })
 	// It is no fault of the vendor's, nor of the next caller's.
 	w.answer(crl, says(documents().crl))
 	get(t, c, crl)
@@ -436,6 +437,11 @@ func TestAVendorThatIsDown(t *testing.T) {
 	refused(t, c, chain, "the VCEK certificate chain of Milan is not available: ")
 	refused(t, c, chain, "no answer since 2026-11-26T00:00:00Z: ")
 	get(t, c, qe) // another vendor's
+	for range 3 { // it is asked again, by and by
+		w.pass(time.Minute)
+		refused(t, c, chain, "unreachable")
+		refused(t, c, chain, "no answer since 2026-11-26T00:00:00Z: ")
+	}
 	if n := w.logged("does not answer"); n != 1 {
 		t.Errorf("the log says %d times that a vendor is down, want once:\n%s", n, w.log.String())
 	}
@@ -652,23 +658,16 @@ func TestRefreshFetchesAnewWhatChanges(t *testing.T) {
 	get(t, c, qe)
 }
 
-func TestMetrics(t *testing.T) {
-	w := newWorld(t)
-	c := w.cache("")
+// values are the metrics, by name and labels' values.
+func values(t *testing.T, c *collateral.Cache) map[string]float64 {
+	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(c)
-	get(t, c, qe)
-	get(t, c, qe)
-	refused(t, c, pcs.TcbInfoURL("000000000000"), "404")
-	w.setDown(true)
-	w.pass(12 * time.Hour)
-	get(t, c, qe)
-	refused(t, c, crl, "unreachable")
-	got := map[string]float64{}
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
+	got := map[string]float64{}
 	for _, f := range families {
 		for _, m := range f.GetMetric() {
 			name := strings.TrimPrefix(f.GetName(), "portcullis_collateral_")
@@ -678,6 +677,20 @@ func TestMetrics(t *testing.T) {
 			got[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
 		}
 	}
+	return got
+}
+
+func TestMetrics(t *testing.T) {
+	w := newWorld(t)
+	c := w.cache("")
+	get(t, c, qe)
+	get(t, c, qe)
+	refused(t, c, pcs.TcbInfoURL("000000000000"), "404")
+	w.setDown(true)
+	w.pass(12 * time.Hour)
+	get(t, c, qe)
+	refused(t, c, crl, "unreachable")
+	got := values(t, c)
 	for name, want := range map[string]float64{
 		"fetches_total ok intel": 1, "fetches_total refused intel": 1, "fetches_total down amd": 1,
 		"fetches_total ok amd": 0, "fetches_total abandoned amd": 0,
@@ -775,10 +788,14 @@ func TestCloseEndsEverything(t *testing.T) {
 }
 
 func TestMemoryIsBounded(t *testing.T) {
-	body := strings.Repeat(" ", 1<<20) + identity(0)
+	long := string(documents().pem) + strings.Repeat("\n", 1<<20)
+	renewed := 0
 	c, err := collateral.New(collateral.Config{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
-		if strings.Contains(r.URL.RawQuery, "fmspc=ff") {
-			return ok(body)
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/cert_chain"):
+			return ok(long)
+		case strings.HasSuffix(r.URL.Path, "/identity"):
+			renewed++
 		}
 		return ok(identity(0))
 	})})
@@ -788,7 +805,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	defer c.Close()
 	get(t, c, qe)
 	for i := range 100 {
-		get(t, c, pcs.TcbInfoURL(fmt.Sprintf("ff%010x", i)))
+		get(t, c, kds.ProductCertChainURL(abi.VcekReportSigner, "Product"+strings.Repeat("x", i%8)+string(rune('a'+i/8))))
 		get(t, c, qe) // in use, so it stays
 	}
 	entries, bytes := collateral.Held(c)
@@ -798,6 +815,9 @@ func TestMemoryIsBounded(t *testing.T) {
 	for i := range 5000 {
 		get(t, c, pcs.TcbInfoURL(fmt.Sprintf("%012x", i)))
 		get(t, c, qe)
+	}
+	if renewed != 1 {
+		t.Errorf("what is always in use was fetched %d times, want once", renewed)
 	}
 	if entries, _ := collateral.Held(c); entries != 4096 {
 		t.Errorf("%d documents are held, want 4096 at most", entries)

@@ -104,7 +104,6 @@ func (c *Cache) fetch(ctx context.Context, url string, k *kind) (*entry, error) 
 	result := resultOK
 	switch down, isDown := errors.AsType[*downError](err); {
 	case err == nil:
-		delete(c.failed, url)
 		c.isUp(v, k)
 	case errors.Is(ctx.Err(), context.Canceled):
 		result = resultAbandoned

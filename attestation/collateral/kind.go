@@ -6,7 +6,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net/url"
 	"regexp"
 	"strings"
 	"time"
@@ -44,15 +43,12 @@ const (
 	passing = time.Hour
 )
 
-// maxURL bounds what is looked at at all. AMD's longest, with a chip's 64 bytes in hexadecimal, is about 220 characters.
-const maxURL = 512
-
 // intelRootCRL is the distribution point in the certificate of Intel's SGX Root CA. The library has that certificate
 // inside and does not give it out.
 const intelRootCRL = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
 
-// kinds come from the functions that the libraries build their URLs with. Evidence is an attacker's, and a URL in it or made
-// from it must not lead anywhere else.
+// kinds come from the functions that the libraries build their URLs with: scheme, host and folder are in the prefix. Evidence
+// is an attacker's, and a URL in it or made from it must not lead anywhere else.
 var kinds = []kind{
 	{
 		amd, vcek, regexp.MustCompile(`^([A-Z][a-z]{2,15})/[0-9a-f]{16,128}\?[A-Za-z0-9=&]{1,128}$`),
@@ -82,12 +78,6 @@ func product(document string) *regexp.Regexp {
 
 // classify says what kind of document a URL stands for: nil for any URL that is no vendor's.
 func classify(address string) *kind {
-	if len(address) > maxURL {
-		return nil
-	}
-	if u, err := url.Parse(address); err != nil || u.Scheme != "https" || u.User != nil || u.Fragment != "" {
-		return nil
-	}
 	for i := range kinds {
 		rest, ours := strings.CutPrefix(address, kinds[i].prefix)
 		if ours && kinds[i].rest.MatchString(rest) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/google/go-sev-guest/abi"
 	"github.com/google/go-sev-guest/client"
@@ -36,15 +37,14 @@ func NewIssuer(source *tsm.Source) (attestation.Issuer, error) {
 
 // NewDeviceIssuer makes evidence through DevicePath. The error says why that is not there.
 func NewDeviceIssuer() (attestation.Issuer, error) {
-	open := func() (client.Device, error) { return client.OpenDevice() }
-	d, err := open()
+	f, err := os.OpenFile(DevicePath, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := d.Close(); err != nil {
-		return nil, fmt.Errorf("close %s: %w", DevicePath, err)
+	if err := f.Close(); err != nil {
+		return nil, err
 	}
-	return throughDevice(open, tsm.NewQueue()), nil
+	return throughDevice(func() (client.Device, error) { return client.OpenDevice() }, tsm.NewQueue()), nil
 }
 
 // issuer asks for a report and the certificate table that the host gives along, which may be empty.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -48,6 +49,33 @@ func TestEvidenceIsTheKernelsReportAndTable(t *testing.T) {
 	if err != nil || e.Platform != attestation.SNP || !bytes.Equal(e.Report, about(want[:])) ||
 		string(e.Certificates) != "table" {
 		t.Errorf("got %+v, %v", e, err)
+	}
+}
+
+func TestAReportIsAskedForAtVMPL0(t *testing.T) {
+	var written []string
+	kernel := &faketsm.Kernel{
+		Provider: tsm.SNP,
+		Report:   func(in []byte) ([]byte, []byte, error) { return about(in), nil, nil },
+		Meddle:   func(attribute string, _ func(string, []byte)) { written = append(written, attribute) },
+	}
+	source, err := tsm.Through(kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuer, err := NewIssuer(source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := issuer.Issue(t.Context(), attestation.NewReportData("test")); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(written, "privlevel") {
+		t.Errorf("what was written to the request is %q, and no level of privilege", written)
+	}
+	kernel.Floor = 1
+	if _, err := issuer.Issue(t.Context(), attestation.NewReportData("test")); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("where level 0 cannot be had: got %v", err)
 	}
 }
 

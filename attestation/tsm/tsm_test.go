@@ -9,6 +9,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"portcullis.dev/portcullis/attestation/tsm"
@@ -81,6 +82,29 @@ func TestRequestsAreMadeOneByOne(t *testing.T) {
 	if len(*waits) > 0 {
 		t.Errorf("it took other attempts: %v", *waits)
 	}
+}
+
+func TestWhoWaitsForHisTurnHasNotBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		held := make(chan struct{})
+		k := &faketsm.Kernel{Provider: tsm.TDX, Report: echo}
+		k.Meddle = func(string, func(string, []byte)) { <-held }
+		s, _ := source(t, k)
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				if _, _, err := s.Get(t.Context(), tsm.Request{ReportData: data(1)}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		if now, made, _ := k.Requests(); now != 1 || made != 2 { // one was made to ask for the provider
+			t.Errorf("while the first is served, there are %d requests, of %d so far; want 1 of 2", now, made)
+		}
+		close(held)
+		all.Wait()
+	})
 }
 
 func TestWhatPassesIsTriedAgain(t *testing.T) {
