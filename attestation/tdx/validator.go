@@ -172,7 +172,7 @@ func (v *validator) verify(ctx context.Context, report []byte, data attestation.
 	if r != nil {
 		return nil, r
 	}
-	if r := q.td.sound(data); r != nil {
+	if _, r := judge.First(q.td.sound(data)...); r != nil {
 		return nil, r
 	}
 	return v.askIntel(ctx, q, root, now)
@@ -241,13 +241,13 @@ const (
 	attributePerfmon       = 1 << 63 // the TD uses performance counters
 )
 
-// sound checks what must be so in every TD, whatever it runs.
-func (td *tdReport) sound(data attestation.ReportData) *attestation.Rejected {
+// sound is what must be so in every TD, whatever it runs.
+func (td *tdReport) sound(data attestation.ReportData) []judge.Check {
 	want := data.Bytes()
 	attributes := binary.LittleEndian.Uint64(td.tdAttributes)
 	known := uint64(attributeSEPTVEDisable | attributePKS | attributePerfmon)
 	zeros := make([]byte, 48)
-	_, r := judge.First(
+	return []judge.Check{
 		func() *attestation.Rejected { return judge.Equal("REPORTDATA", want[:], td.reportData) },
 		func() *attestation.Rejected {
 			return judge.Number("TDATTRIBUTES.DEBUG", 0, attributes&attributeDebug)
@@ -273,8 +273,7 @@ func (td *tdReport) sound(data attestation.ReportData) *attestation.Rejected {
 			hash := td.policyHash()
 			return judge.Equal("MRCONFIGID", append(hash[:], zeros[:16]...), td.mrConfigID)
 		},
-	)
-	return r
+	}
 }
 
 func (td *tdReport) policyHash() attestation.PolicyHash {
@@ -283,13 +282,16 @@ func (td *tdReport) policyHash() attestation.PolicyHash {
 
 // judge says how many checks passed, and which one did not.
 func (q *verified) judge(ref reference) (passed int, r *attestation.Rejected) {
-	status := func(field string, got pcs.TcbComponentStatus) *attestation.Rejected {
-		if slices.Contains(ref.statuses, got) {
-			return nil
-		}
-		return judge.Rejected(field, fmt.Sprintf("one of %v", ref.statuses), fmt.Sprintf("%q", string(got)))
-	}
-	return judge.First(
+	checks := slices.Concat(q.measured(ref), q.intel.accepted(ref), []judge.Check{
+		// All fields once more by the library that knows the real platform, and whatever it knows beyond.
+		func() *attestation.Rejected { return q.libraryAccepts(ref) },
+	})
+	return judge.First(checks...)
+}
+
+// measured is what the quote itself says of what runs.
+func (q *quote) measured(ref reference) []judge.Check {
+	return []judge.Check{
 		func() *attestation.Rejected { return judge.Equal("MRTD", ref.mrTD, q.td.mrTD) },
 		func() *attestation.Rejected { return judge.Equal("RTMR0", ref.rtmrs[0], q.td.rtmrs[0]) },
 		func() *attestation.Rejected { return judge.Equal("RTMR1", ref.rtmrs[1], q.td.rtmrs[1]) },
@@ -317,12 +319,22 @@ func (q *verified) judge(ref reference) (passed int, r *attestation.Rejected) {
 		},
 		func() *attestation.Rejected { return atLeast("QE_REPORT.ISVSVN", ref.qeSVN, int(q.qe.isvSVN)) },
 		func() *attestation.Rejected { return atLeast("PCESVN", ref.pceSVN, int(q.extensions.TCB.PCESvn)) },
-		func() *attestation.Rejected { return status("TCB.PLATFORM", q.intel.platform) },
-		func() *attestation.Rejected { return status("TCB.MODULE", q.intel.module) },
-		func() *attestation.Rejected { return status("TCB.QE", q.intel.qe) },
-		// All fields once more by the library that knows the real platform, and whatever it knows beyond.
-		func() *attestation.Rejected { return q.libraryAccepts(ref) },
-	)
+	}
+}
+
+// accepted is what Intel says of it.
+func (j judgement) accepted(ref reference) []judge.Check {
+	status := func(field string, got pcs.TcbComponentStatus) *attestation.Rejected {
+		if slices.Contains(ref.statuses, got) {
+			return nil
+		}
+		return judge.Rejected(field, fmt.Sprintf("one of %v", ref.statuses), fmt.Sprintf("%q", string(got)))
+	}
+	return []judge.Check{
+		func() *attestation.Rejected { return status("TCB.PLATFORM", j.platform) },
+		func() *attestation.Rejected { return status("TCB.MODULE", j.module) },
+		func() *attestation.Rejected { return status("TCB.QE", j.qe) },
+	}
 }
 
 func atLeast(field string, minimum, got int) *attestation.Rejected {
