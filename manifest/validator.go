@@ -32,7 +32,7 @@ var ErrNoCollateral = errors.New("the manifest has reference values of hardware,
 
 // Validator judges evidence by m's reference values: each platform's by its own, and that of a platform without any is
 // rejected. The error is ErrNoCollateral, or says what is wrong with the reference values.
-func (m *Manifest) Validator(o ValidatorOptions) (attestation.Validator, error) {
+func (m *Manifest) Validator(o ValidatorOptions) (attestation.Inspector, error) {
 	v := make(platforms)
 	if m.Hardware() && o.Collateral == nil {
 		return nil, ErrNoCollateral
@@ -90,4 +90,19 @@ func (p platforms) of(evidence attestation.Evidence) (attestation.Validator, err
 	return nil, &attestation.Rejected{
 		Field: "PLATFORM", Want: fmt.Sprintf("one of %q", slices.Sorted(maps.Keys(p))), Got: fmt.Sprintf("%q", evidence.Platform),
 	}
+}
+
+// Inspect implements attestation.Inspector, with the reference values of the evidence's platform.
+func (p platforms) Inspect(
+	ctx context.Context, evidence attestation.Evidence, data attestation.ReportData,
+) [][]attestation.Comparison {
+	v, err := p.of(evidence)
+	if err != nil {
+		return nil
+	}
+	inspector, ok := v.(attestation.Inspector)
+	if !ok {
+		return nil
+	}
+	return inspector.Inspect(ctx, evidence, data)
 }
