@@ -34,13 +34,14 @@ func (v *validator) Inspect(
 		return judge.Same(len(v.references), r)
 	}
 	now := v.now()
-	common, fields := judge.All(q.td.sound(data)...), slices.Concat(ofQuote, ofChain)
+	common, fields := judge.All(q.td.sound(data)...), ofQuote
 	root, r := v.rootOf(q)
 	if r == nil {
 		r = q.signedUnder(root, now)
 	}
 	var intel *judgement
-	if r == nil {
+	if r == nil { // or else it names one link, and the others were not followed
+		fields = slices.Concat(fields, ofChain)
 		verified, err := v.askIntel(ctx, q, root, now)
 		if err == nil {
 			intel = &verified.intel

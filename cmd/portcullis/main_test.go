@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -13,20 +14,33 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 
+	sevtest "github.com/google/go-sev-guest/verify/testdata"
+	tdxtest "github.com/google/go-tdx-guest/testing/testdata"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/snp"
+	"portcullis.dev/portcullis/attestation/tdx"
 	"portcullis.dev/portcullis/coordinator"
 	"portcullis.dev/portcullis/coordinator/store"
+	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/tests/netlab"
 	"portcullis.dev/portcullis/tests/simtee"
 )
 
 var update = flag.Bool("update", false, "write the output that scripts compare with anew")
 
+// TestMain enters network namespaces of this test's own: the TEE's socket has a fixed name, and nobody is to be asked for
+// collateral.
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) != "portcullis" {
+		netlab.Enter()
+	}
 	testscript.Main(m, map[string]func(){"portcullis": main})
 }
 
@@ -34,8 +48,11 @@ func TestMain(m *testing.M) {
 //
 //	exits CODE portcullis ARG...    run portcullis, which must exit with that code
 //	coordinator [MEASUREMENT]       start a Coordinator in a pretended TEE, as the pod of manifest.json; $COORDINATOR is its address
+//	tee                             serve the pretended TEE's evidence, as the pod of policy aa..aa; for one script alone
 //
-// and the files shop.yaml, policy.rego (the demo's) and values.json (the pretended TEE's reference values).
+// and the files shop.yaml, policy.rego (the demo's) and values.json (the pretended TEE's reference values); evidence.json and
+// report.bin, the pretended TEE's evidence as JSON and raw; quote.bin, a real quote of TDX, and report2.bin, a real report of
+// SEV-SNP; and hardware.json, reference values of hardware: an SNP machine's, and those of the quote but for RTMR1.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata/script",
@@ -43,6 +60,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits":       exits,
 			"coordinator": startCoordinator,
+			"tee":         serveEvidence,
 		},
 		RequireUniqueNames: true,
 		UpdateScripts:      *update,
@@ -62,7 +80,13 @@ func setup(env *testscript.Env) error {
 	if err != nil {
 		return err
 	}
-	files := map[string][]byte{"values.json": values}
+	files := map[string][]byte{
+		"values.json": values, "report2.bin": sevtest.AttestationBytes,
+		"quote.bin": bytes.TrimSuffix(tdxtest.RawQuote, []byte("\nextra bytes(only for testing purpose)\n")),
+	}
+	if err := addEvidence(files, world); err != nil {
+		return err
+	}
 	for _, name := range []string{"shop.yaml", "policy.rego"} {
 		if files[name], err = os.ReadFile(filepath.Join("../../tests/demo", name)); err != nil {
 			return err
@@ -74,6 +98,48 @@ func setup(env *testscript.Env) error {
 		}
 	}
 	return nil
+}
+
+var policy = attestation.PolicyHash(bytes.Repeat([]byte{0xaa}, 32))
+
+func addEvidence(files map[string][]byte, world *simtee.World) error {
+	e, err := world.Machine(measurement, policy).Issue(context.Background(), attestation.NewReportData("test"))
+	if err != nil {
+		return err
+	}
+	files["report.bin"] = append(bytes.Clone(e.Report), e.Certificates...)
+	if files["evidence.json"], err = json.Marshal(e); err != nil {
+		return err
+	}
+	quote := files["quote.bin"]
+	at := func(offset, size int) string { return hex.EncodeToString(quote[48+offset:][:size]) }
+	files["hardware.json"], err = json.Marshal(manifest.ReferenceValues{
+		SNP: []snp.ReferenceValue{world.SNPReference(measurement)},
+		TDX: []tdx.ReferenceValue{{
+			MRTD: at(136, 48), RTMR0: at(328, 48), RTMR1: strings.Repeat("ab", 48), RTMR2: at(424, 48), RTMR3: "any",
+			MRSEAM: []string{at(16, 48)}, XFAM: at(128, 8),
+			MinimumTCB:          tdx.TCB{TEETCBSVN: strings.Repeat("00", 16), QESVN: new(0), PCESVN: new(0)},
+			AcceptedTCBStatuses: []string{"UpToDate"},
+		}},
+	})
+	return err
+}
+
+func serveEvidence(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: tee")
+	}
+	world, err := newWorld()
+	ts.Check(err)
+	listener, err := evidence.Listen(evidence.Socket)
+	ts.Check(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- evidence.Serve(ctx, listener, world.Machine(measurement, policy)) }()
+	ts.Defer(func() {
+		cancel()
+		ts.Check(<-served)
+	})
 }
 
 func exits(ts *testscript.TestScript, neg bool, args []string) {

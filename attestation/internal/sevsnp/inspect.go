@@ -33,8 +33,11 @@ func (v *Validator) Inspect(
 	for _, ref := range v.References {
 		checks, fields := slices.Concat(e.about(ref), e.fields(ref, data)), ofFields
 		if chained {
-			checks = append(checks, e.vouched(ref, v.Now())...)
-			fields = slices.Concat(fields, ofChain)
+			now := v.Now()
+			checks = append(checks, e.vouched(ref, now)...)
+			if e.chain(ref.Root, now) == nil { // or else it names one link, and the others were not followed
+				fields = slices.Concat(fields, ofChain)
+			}
 		}
 		all = append(all, judge.Compare(fields, append(judge.All(checks...), missing...)))
 	}
