@@ -38,10 +38,12 @@ matrix: test-packages matrix-packages envoy build ## the gate against hostile ne
 	@bin/matrix $(if $(MUTATE),--mutate) $(MATRIXFLAGS)
 
 .PHONY: soak
-soak: test-packages matrix-packages envoy build ## what takes long: a minute of storm against the gate, and the mesh proxy under load
+soak: test-packages matrix-packages envoy build ## what takes long: a storm against the gate, the mesh proxy under load, a million forgeries
 	@bin/matrix --run '^swap-storm' --storm 60s
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 30m -v ./meshproxy/... \
 		-run '^(TestRotationUnderLoad|TestManyIdleConnections|TestLargeTransferBothWays|TestChaos|TestEnvoyAcceptsRandomConfigurations)$$'
+	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 120m -v ./attestation/... \
+		-run '^TestNoMutatedEvidenceIsAccepted$$'
 
 .PHONY: ci
 ci: sslyze test matrix demo demo-broken ## what a change must pass

@@ -179,7 +179,7 @@ func stage(s *scene) *scene {
 }
 
 // A hundredth of what a soak runs.
-func TestMutatedEvidenceIsRefused(t *testing.T) {
+func TestNoMutatedEvidenceIsAccepted(t *testing.T) {
 	rounds := 10_000
 	if os.Getenv("PORTCULLIS_SOAK") == "1" {
 		rounds = 1_000_000

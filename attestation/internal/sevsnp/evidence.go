@@ -248,7 +248,7 @@ func (e *evidence) blame(root *x509.Certificate, now time.Time, err error) *atte
 	return judge.Rejected("CHAIN", "what go-sev-guest verifies", err.Error())
 }
 
-// acceptable is the library's judgement of the report's fields: all of ours once more, and whatever it knows beyond.
+// acceptable is the library's judgement of the report's fields: most of ours once more, and whatever it knows beyond.
 func (e *evidence) acceptable(ref Reference, data attestation.ReportData) *attestation.Rejected {
 	want := data.Bytes()
 	vmpl := 0
