@@ -58,6 +58,9 @@ func ask(
 			err = fmt.Errorf("the answer has %d bytes, want at most %d", len(body), maxAnswer)
 		}
 		if err != nil {
+			if u, ok := errors.AsType[*attestation.Unavailable](err); ok {
+				err = u.Err // what is missing is said once
+			}
 			return nil, &attestation.Unavailable{What: answer.what, Err: err}
 		}
 		answer.header, answer.body = header, body

@@ -162,7 +162,7 @@ func TestNoMutatedEvidenceIsAccepted(t *testing.T) {
 	if os.Getenv("PORTCULLIS_SOAK") == "1" {
 		n = 1_000_000
 	}
-	w := world(t)
+	w := world(t, func(p *simtdx.Plan) { p.Keys = simtdx.PublishedKeys() })
 	m := w.Machine(policy)
 	v := validator(t, options(w), m.Reference())
 	good := issue(t, m).Report
@@ -176,7 +176,7 @@ func TestNoMutatedEvidenceIsAccepted(t *testing.T) {
 }
 
 func FuzzValidate(f *testing.F) {
-	w := world(f)
+	w := world(f, func(p *simtdx.Plan) { p.Keys = simtdx.PublishedKeys() }) // what a worker found good is good to all
 	m := w.Machine(policy)
 	v := validator(f, options(w), m.Reference())
 	good := issue(f, m).Report

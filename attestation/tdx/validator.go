@@ -76,7 +76,7 @@ type Options struct {
 func NewValidator(references []ReferenceValue, o Options) (attestation.Validator, error) {
 	v := &validator{
 		collateral: o.Collateral,
-		roots:      o.Roots,
+		roots:      slices.Clone(o.Roots),
 		now:        o.Now,
 		verified:   memory[*collateral]{most: 32},
 		agreed:     memory[struct{}]{most: 1 << 14},
@@ -158,8 +158,7 @@ func (v *validator) Validate(
 	return verified.claims(), nil
 }
 
-// verified is a quote that is authentic, over the right report data, in a state that no reference value could excuse
-// otherwise, and what Intel says of it.
+// verified is a quote that is authentic, over the right report data, and sound whatever it runs; and what Intel says of it.
 type verified struct {
 	*quote
 	intel judgement

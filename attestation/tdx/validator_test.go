@@ -882,6 +882,9 @@ func TestWithoutTheVendorNothingIsJudged(t *testing.T) {
 				t.Fatalf("%s, %s: accepted", url, name)
 			}
 			wantUnavailable(t, "the ", claims, err)
+			if strings.Count(err.Error(), "not available") != 1 {
+				t.Errorf("%s, %s: got %q, want what is missing said once", url, name, err)
+			}
 		}
 	}
 }

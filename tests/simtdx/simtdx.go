@@ -10,6 +10,7 @@ package simtdx
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -40,6 +41,21 @@ const rootCRLURL = "https://pcs.invalid/IntelSGXRootCA.der"
 type Keys struct {
 	Root, CA, PCK, TCBSigner *ecdsa.PrivateKey
 	Attestation              *ecdsa.PrivateKey // the quoting enclave's
+}
+
+// PublishedKeys are the same each time, for anyone to make: for tests that must find the same world again.
+func PublishedKeys() Keys {
+	key := func(name string) *ecdsa.PrivateKey {
+		scalar := sha256.Sum256([]byte("portcullis simtdx " + name))
+		k, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), scalar[:])
+		if err != nil {
+			panic(err) // all five are in range
+		}
+		return k
+	}
+	return Keys{
+		Root: key("root"), CA: key("PCK CA"), PCK: key("PCK"), TCBSigner: key("TCB signer"), Attestation: key("attestation"),
+	}
 }
 
 // Plan is everything that a world is made from. A test alters it before anything is signed, so that exactly one thing is
@@ -372,7 +388,7 @@ func (w *World) certify() error {
 			return err
 		}
 		c.template.AuthorityKeyId = parent.SubjectKeyId // Go leaves it out of a root, Intel does not
-		der, err := x509.CreateCertificate(rand.Reader, c.template, &parent, &c.of.PublicKey, c.by)
+		der, err := x509.CreateCertificate(deterministic, c.template, &parent, &c.of.PublicKey, c.by)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.template.Subject.CommonName, err)
 		}
@@ -428,11 +444,11 @@ func (w *World) publish() error {
 	if err != nil {
 		return err
 	}
-	rootCRL, err := x509.CreateRevocationList(rand.Reader, p.RootCRL, w.Root, p.Keys.Root)
+	rootCRL, err := x509.CreateRevocationList(deterministic, p.RootCRL, w.Root, p.Keys.Root)
 	if err != nil {
 		return fmt.Errorf("CRL of the root: %w", err)
 	}
-	pckCRL, err := x509.CreateRevocationList(rand.Reader, p.PCKCRL, w.CA, p.Keys.CA)
+	pckCRL, err := x509.CreateRevocationList(deterministic, p.PCKCRL, w.CA, p.Keys.CA)
 	if err != nil {
 		return fmt.Errorf("CRL of the PCK CA: %w", err)
 	}
@@ -458,16 +474,24 @@ func (w *World) Sign(name string, value any) ([]byte, error) {
 	return fmt.Appendf(nil, `{"%s":%s,"signature":"%x"}`, name, body, signature), nil
 }
 
+// deterministic, in place of a source of randomness, makes signatures as RFC 6979 has them: a world of PublishedKeys is the
+// same to the byte each time.
+var deterministic io.Reader
+
 // sign is ECDSA with SHA-256, as r and s of 32 bytes each.
 func sign(key *ecdsa.PrivateKey, message []byte) ([]byte, error) {
 	digest := sha256.Sum256(message)
-	r, s, err := ecdsa.Sign(rand.Reader, key, digest[:])
+	der, err := key.Sign(deterministic, digest[:], crypto.SHA256)
 	if err != nil {
 		return nil, err
 	}
+	var parts struct{ R, S *big.Int }
+	if _, err := asn1.Unmarshal(der, &parts); err != nil {
+		return nil, err
+	}
 	signature := make([]byte, 64)
-	r.FillBytes(signature[:32])
-	s.FillBytes(signature[32:])
+	parts.R.FillBytes(signature[:32])
+	parts.S.FillBytes(signature[32:])
 	return signature, nil
 }
 

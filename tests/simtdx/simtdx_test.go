@@ -161,6 +161,29 @@ func keys(t *testing.T, body []byte, part string) []string {
 	return slices.Sorted(maps.Keys(fields))
 }
 
+func TestAWorldOfPublishedKeysIsTheSameEachTime(t *testing.T) {
+	published := func(p *simtdx.Plan) { p.Keys = simtdx.PublishedKeys() }
+	one, err := simtdx.New(now, published)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := simtdx.New(now, published)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(quote(t, one), quote(t, other)) {
+		t.Error("two quotes differ")
+	}
+	for url := range one.Answers {
+		if !bytes.Equal(one.Answers[url].Body, other.Answers[url].Body) {
+			t.Errorf("two answers to %s differ", url)
+		}
+	}
+	if world(t).Root.Equal(one.Root) {
+		t.Error("a new world has the published root")
+	}
+}
+
 func TestNoEvidenceOverNothing(t *testing.T) {
 	if _, err := world(t).Machine(policy).Issue(t.Context(), attestation.ReportData{}); err == nil {
 		t.Error("evidence over no report data was issued")
