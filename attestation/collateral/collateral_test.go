@@ -741,6 +741,12 @@ func TestAVendorThatSaysNothingIsGivenUpAndLeftAlone(t *testing.T) {
 		if took := time.Since(begin); took > 11*time.Second || asked.Load() > 8 {
 			t.Errorf("giving up took %v and %d requests, want ten seconds and 8", took, asked.Load())
 		}
+		// Those eight were one failure: it is asked again after a second.
+		asked.Store(0)
+		time.Sleep(1100 * time.Millisecond)
+		if _, _, err := c.Get(t.Context(), qe); err == nil || asked.Load() != 1 {
+			t.Errorf("after a second, the vendor was asked %d times, want once", asked.Load())
+		}
 		// In the next hour it is asked once a minute or less, by one request, however many want an answer.
 		asked.Store(0)
 		for range 3600 {
