@@ -215,6 +215,9 @@ func TestWhatSystemdPassesMustBeTheSocket(t *testing.T) {
 	if err := errors.Join(err1, err2, err3); err != nil {
 		t.Fatal(err)
 	}
+	for _, f := range []*os.File{tcpFile, unixFile, null} {
+		defer f.Close()
+	}
 	for name, tc := range map[string]struct {
 		sockets []*os.File
 		fault   string
