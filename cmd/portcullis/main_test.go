@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 //
 // and the files shop.yaml, policy.rego (the demo's) and values.json (the pretended TEE's reference values); evidence.json and
 // report.bin, the pretended TEE's evidence as JSON and raw; quote.bin, a real quote of TDX, and report2.bin, a real report of
-// SEV-SNP; and hardware.json, reference values of hardware: an SNP machine's, and those of the quote but for RTMR1.
+// SEV-SNP; AmdSev.fd and OvmfX64.fd, package measure's two ends of OVMF, and CCEL, a real TD's event log; and hardware.json, reference values of hardware: an SNP machine's, and those of the quote but for RTMR1.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:   "testdata/script",
@@ -87,8 +87,14 @@ func setup(env *testscript.Env) error {
 	if err := addEvidence(files, world); err != nil {
 		return err
 	}
-	for _, name := range []string{"shop.yaml", "policy.rego"} {
-		if files[name], err = os.ReadFile(filepath.Join("../../tests/demo", name)); err != nil {
+	for name, path := range map[string]string{
+		"shop.yaml":   "../../tests/demo/shop.yaml",
+		"policy.rego": "../../tests/demo/policy.rego",
+		"AmdSev.fd":   "../../measure/testdata/ovmf_AmdSev_suffix.bin",
+		"OvmfX64.fd":  "../../measure/testdata/ovmf_OvmfX64_suffix.bin",
+		"CCEL":        filepath.Join(moduleOf("github.com/google/go-tdx-guest"), "testing/testdata/ccel/ccel_data.dat"),
+	} {
+		if files[name], err = os.ReadFile(path); err != nil {
 			return err
 		}
 	}
@@ -98,6 +104,15 @@ func setup(env *testscript.Env) error {
 		}
 	}
 	return nil
+}
+
+// moduleOf is the folder of a module's source, empty if go does not say.
+func moduleOf(path string) string {
+	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", path).Output()
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(dir))
 }
 
 var policy = attestation.PolicyHash(bytes.Repeat([]byte{0xaa}, 32))
