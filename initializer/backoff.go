@@ -10,6 +10,10 @@ const (
 	// maxWait bounds how long a pod stays down after the Coordinator is back. It bounds the Coordinator's own wish, too:
 	// that comes over the host's network.
 	maxWait = 30 * time.Second
+	// soonest is how long any certificate is used.
+	soonest = 10 * time.Second
+	// changedWait is for a pod whose mesh has moved on, and that nobody but a person can help.
+	changedWait = 5 * time.Minute
 )
 
 // backoff doubles from firstWait to maxWait. The zero value starts at the beginning.

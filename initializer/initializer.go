@@ -3,7 +3,8 @@
 // It is the first process of a pod. It makes the pod's key, which never leaves the guest; shows the Coordinator evidence
 // of what the guest is, over that key and the Coordinator's nonce; and gets a certificate, the two CAs to trust, and, for
 // some pods, a secret that only pods of this kind get. It goes on asking until it succeeds: a Coordinator that is not
-// there yet, or a manifest that is not set yet, is how every cluster starts.
+// there yet, or a manifest that is not set yet, is how every cluster starts. Then it stays, and renews the certificate under
+// a new key when two thirds of its life are over.
 //
 // The threat is whoever stands between the two, the host first of all: it may answer in the Coordinator's place, with
 // parts of several answers or an old one. So nothing is stored before all of it was verified together, and what was
@@ -16,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"time"
 
@@ -46,8 +48,8 @@ type Coordinator interface {
 	Certificate(context.Context, api.CertificateRequest) (*api.CertificateResponse, error)
 }
 
-// Run obtains credentials, unless the volume holds good ones, and returns when ctx is done: an Initializer is a sidecar,
-// and a sidecar that ends is started again. An error means that going on is of no use.
+// Run obtains credentials, unless the volume holds good ones, renews them, and returns when ctx is done: an Initializer is
+// a sidecar, and a sidecar that ends is started again. An error means that going on is of no use.
 func Run(ctx context.Context, c Config) error {
 	if c.Dir == "" || c.Coordinator == nil || c.Issuer == nil || c.OpenGuard == nil || c.Log == nil {
 		return errors.New("the Initializer's configuration is incomplete")
@@ -70,22 +72,46 @@ func Run(ctx context.Context, c Config) error {
 		return fmt.Errorf("read the credentials that are there: %w", err)
 	case held.good(time.Now()):
 		c.Log.Info("the volume holds credentials already", held.describe()...)
-		<-ctx.Done()
-		return nil
+		held.awaitRenewal(ctx)
 	}
-	got, err := obtain(ctx, c, held)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil
+	for ctx.Err() == nil {
+		// The old credentials stay where they are until there are others.
+		got, err := obtain(ctx, c, held)
+		if err != nil {
+			if ctx.Err() != nil {
+				break
+			}
+			return err
 		}
-		return err
+		if err := got.store(c.Dir, time.Now()); err != nil {
+			return fmt.Errorf("store the credentials in %s: %w", c.Dir, err)
+		}
+		c.Log.Info("stored mesh credentials", got.describe()...)
+		held = got
+		held.awaitRenewal(ctx)
 	}
-	if err := got.store(c.Dir, time.Now()); err != nil {
-		return fmt.Errorf("store the credentials in %s: %w", c.Dir, err)
-	}
-	c.Log.Info("stored mesh credentials", got.describe()...)
-	<-ctx.Done()
 	return nil
+}
+
+// awaitRenewal waits until credentials should be renewed, or ctx is done. It is early by chance, by up to a tenth: pods that
+// started together do not come back together. It looks at the clock again and again, because certificates end by the clock,
+// which the host may set, and timers do not follow it. It always waits a little, so that certificates of no life do not make a
+// pod and its Coordinator run in circles.
+func (c *Credentials) awaitRenewal(ctx context.Context) {
+	now := time.Now().Round(0) // without the timers' time
+	left := c.renewal().Sub(now)
+	if left <= 0 { // a certificate of minutes, and backdated
+		left = c.Chain.Leaf.NotAfter.Sub(now) / 3 * 2
+	}
+	left = max(left, soonest)
+	at := now.Add(left - rand.N(left/10+1))
+	for wait := soonest; wait > 0; wait = min(time.Minute, at.Sub(time.Now().Round(0))) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
 }
 
 func openGuard(ctx context.Context, c Config) error {
@@ -120,6 +146,9 @@ func obtain(ctx context.Context, c Config, held *Credentials) (*Credentials, err
 			return nil, err
 		}
 		wait := b.next(retryAfter(err))
+		if isGenerationChanged(err) {
+			wait = max(wait, changedWait)
+		}
 		report(c.Log, err, wait)
 		select {
 		case <-ctx.Done():
@@ -155,6 +184,13 @@ func isUsage(e exitCoder) bool {
 	return e.ExitCode() == 2 && !answered
 }
 
+// isGenerationChanged says that the mesh moved on without this pod. It is asked again all the same: whoever says so may not
+// be the Coordinator.
+func isGenerationChanged(err error) bool {
+	e, ok := errors.AsType[*api.Error](err)
+	return ok && e.Code == api.CodeGenerationChanged
+}
+
 func retryAfter(err error) time.Duration {
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		return e.RetryAfter
@@ -167,6 +203,11 @@ func report(log *slog.Logger, err error, wait time.Duration) {
 	retry := slog.String("retryIn", wait.Round(time.Millisecond).String())
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		answer := slog.Group("answer", "status", e.Status, "code", e.Code, "detail", e.Detail)
+		if e.Code == api.CodeGenerationChanged {
+			log.Error("the manifest has changed, and this pod belongs to the old one: it works until its certificate ends; roll it out again",
+				answer, retry)
+			return
+		}
 		if e.Temporary() {
 			log.Warn("the Coordinator cannot issue a certificate yet", answer, retry)
 			return

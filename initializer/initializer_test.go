@@ -27,6 +27,7 @@ import (
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/initializer"
+	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
 	"portcullis.dev/portcullis/tests/netlab"
 )
@@ -166,6 +167,12 @@ func newPod(t *testing.T, a *authority) *pod {
 // run runs the Initializer until the condition holds, then stops it and sees it end well.
 func (p *pod) run(t *testing.T, until func() bool) {
 	t.Helper()
+	p.runBy(t, 100*time.Millisecond, until)
+}
+
+// runBy is run for conditions that take hours, and are looked at every step.
+func (p *pod) runBy(t *testing.T, step time.Duration, until func() bool) {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- initializer.Run(ctx, p.Config) }()
@@ -178,7 +185,7 @@ func (p *pod) run(t *testing.T, until func() bool) {
 		select {
 		case err := <-done:
 			t.Fatalf("Run ended: %v; the log:\n%s", err, p.log)
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(step):
 		}
 	}
 	stop()
@@ -601,6 +608,116 @@ func TestOldCredentialsAreReplacedUnderTheSameMeshCA(t *testing.T) {
 		}
 		if entries := list(t, p.Dir); len(entries) != 4 {
 			t.Errorf("the old version was left behind: %q", entries)
+		}
+	})
+}
+
+func TestCertificatesAreRenewedForEver(t *testing.T) {
+	inBubble(t, func(t *testing.T, a *authority, p *pod) {
+		began := time.Now()
+		p.runBy(t, 10*time.Minute, func() bool {
+			// The pod is ready from its first certificate on, at every moment.
+			return p.ready() && time.Since(began) > 20*time.Hour
+		})
+		if len(a.requests) != 1 {
+			t.Fatalf("a certificate of 30 days was renewed within a day")
+		}
+	})
+	inBubble(t, func(t *testing.T, a *authority, p *pod) {
+		a.validity = time.Hour
+		began, unready := time.Now(), 0
+		p.runBy(t, time.Minute, func() bool {
+			if !p.ready() && len(a.requests) > 0 {
+				unready++
+			}
+			return time.Since(began) > 10*time.Hour
+		})
+		// Certificates of 65 minutes, for they are backdated by five, last 32 to 39 minutes each.
+		if n := len(a.requests); n < 15 || n > 19 {
+			t.Errorf("in ten hours %d certificates of an hour were asked for", n)
+		}
+		if unready > 1 {
+			t.Errorf("it was not ready %d times", unready)
+		}
+		digest := sha256.Sum256(a.mesh.Certificate.Raw)
+		keys := map[string]bool{}
+		for i, r := range a.requests {
+			keys[string(r.PublicKey)] = true
+			if i > 0 && !bytes.Equal(r.MeshCA, digest[:]) {
+				t.Errorf("request %d does not name the mesh CA that the pod holds", i)
+			}
+		}
+		if len(keys) != len(a.requests) {
+			t.Error("a key served two certificates")
+		}
+	})
+}
+
+func TestWhileARenewalFailsTheOldCertificateStays(t *testing.T) {
+	inBubble(t, func(t *testing.T, a *authority, p *pod) {
+		a.validity = time.Hour
+		p.run(t, p.ready)
+		before := snapshot(t, p.Dir)
+		down := make([]error, 10)
+		for i := range down {
+			down[i] = errors.New("nobody answers")
+		}
+		a.errs = down
+		p.runBy(t, 10*time.Second, func() bool {
+			if len(a.requests) == 1 && snapshot(t, p.Dir) != before {
+				t.Error("the volume changed without an answer")
+			}
+			return len(a.requests) == 2
+		})
+		if n := strings.Count(p.log.String(), "nobody answers"); n != len(down) {
+			t.Errorf("it failed %d times", n)
+		}
+		if !p.ready() || snapshot(t, p.Dir) == before {
+			t.Error("the Coordinator came back, and nothing was renewed")
+		}
+	})
+}
+
+func TestAPodOfAnOldManifestSaysSo(t *testing.T) {
+	inBubble(t, func(t *testing.T, a *authority, p *pod) {
+		a.validity = time.Hour
+		p.run(t, p.ready)
+		before := snapshot(t, p.Dir)
+		for range 1000 {
+			a.errs = append(a.errs, &api.Error{Problem: api.Problem{Status: 409, Code: api.CodeGenerationChanged}})
+		}
+		began := time.Now()
+		p.runBy(t, time.Minute, func() bool { return time.Since(began) > 2*time.Hour })
+		if n := strings.Count(p.log.String(), "roll it out again"); n < 5 || n > 24 {
+			t.Errorf("in two hours it said %d times that it must be rolled out", n)
+		}
+		if snapshot(t, p.Dir) != before {
+			t.Error("the volume changed")
+		}
+	})
+}
+
+func TestTheShortestCertificatesHaveNoGapBetweenThem(t *testing.T) {
+	inBubble(t, func(t *testing.T, a *authority, p *pod) {
+		a.validity = manifest.MinValidity
+		p.run(t, p.ready)
+		began := time.Now()
+		p.runBy(t, time.Second, func() bool {
+			if !p.ready() {
+				t.Fatalf("after %v the certificate has ended", time.Since(began))
+			}
+			return time.Since(began) > 10*time.Minute
+		})
+	})
+}
+
+func TestCertificatesOfNoLifeAreNotAskedForInCircles(t *testing.T) {
+	inBubble(t, func(t *testing.T, a *authority, p *pod) {
+		a.validity = 10 * time.Second
+		began := time.Now()
+		p.runBy(t, time.Minute, func() bool { return time.Since(began) > 10*time.Minute })
+		if n := len(a.requests); n < 50 || n > 70 {
+			t.Errorf("in ten minutes %d certificates were asked for, want one in ten seconds", n)
 		}
 	})
 }

@@ -247,9 +247,14 @@ func removeOthers(dir, version string) error {
 
 // good says whether credentials need not be replaced: they verify, and less than two thirds of their lifetime is over.
 func (c *Credentials) good(at time.Time) bool {
-	leaf := c.Chain.Leaf
-	renewal := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 3 * 2)
-	return c.Chain.Verify(&c.Key.PublicKey, at) == nil && at.Before(renewal)
+	return c.Chain.Verify(&c.Key.PublicKey, at) == nil && at.Before(c.renewal())
+}
+
+// renewal is when two thirds of the certificate's life are over.
+func (c *Credentials) renewal() time.Time { return c.Chain.Leaf.NotBefore.Add(c.lifetime() / 3 * 2) }
+
+func (c *Credentials) lifetime() time.Duration {
+	return c.Chain.Leaf.NotAfter.Sub(c.Chain.Leaf.NotBefore)
 }
 
 // describe is what a log may say.
