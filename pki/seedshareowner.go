@@ -103,6 +103,7 @@ func ParseSeedsharePublicKey(text []byte) (*SeedsharePublicKey, error) {
 
 // halves separates a PEM block of the given type from what follows it.
 func halves(text []byte, kind string) (first, second []byte, err error) {
+	text = bytes.TrimSpace(text)
 	_, rest, err := block(text, kind)
 	if err != nil {
 		return nil, nil, err
