@@ -47,7 +47,7 @@ func Seal(to hpke.PublicKey, info string, aad []byte, plain secret.Bytes) ([]byt
 // Open decrypts what Seal made.
 func Open(key hpke.PrivateKey, info string, aad, sealed []byte) (secret.Bytes, error) {
 	if len(sealed) <= encapsulatedSize {
-		return secret.Bytes{}, fmt.Errorf("%d bytes, want more than %d", len(sealed), encapsulatedSize)
+		return secret.Bytes{}, fmt.Errorf("it is %d bytes long, want more than %d", len(sealed), encapsulatedSize)
 	}
 	recipient, err := hpke.NewRecipient(sealed[:encapsulatedSize], key, kdf, aead, []byte(info))
 	if err != nil {
