@@ -193,10 +193,14 @@ func (s *session) giveShare(
 		return nil, err
 	}
 	resp, err := s.client.Recover(ctx, *req)
-	if err != nil {
-		return nil, fmt.Errorf("give %s: %w", share.path, reachable(err))
+	if err == nil {
+		return resp, nil
 	}
-	return resp, nil
+	err = fmt.Errorf("give %s: %w", share.path, reachable(err))
+	if refused, ok := errors.AsType[*api.Error](err); ok && (refused.Code == api.CodeBadSignature || refused.Code == api.CodeBadNonce) {
+		return nil, &problem{err, refused.ExitCode(), "it was restarted meanwhile, or discarded the shares it had: recover again"}
+	}
+	return nil, err
 }
 
 // recheck makes sure that what was recovered is the Coordinator of before.
