@@ -11,8 +11,12 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,6 +59,7 @@ func TestMain(m *testing.M) {
 //	coordinator [MEASUREMENT]       start a Coordinator in a pretended TEE, as the pod of manifest.json; $COORDINATOR is its address
 //	                                and $STORE the file of its history
 //	restart                         start another one, on a copy of $STORE as it is now: what kill -9 leaves
+//	splice ADDRESS OTHER            $COORDINATOR is a proxy of ADDRESS that asks OTHER for the evidence of one that serves
 //	certificate                     get a certificate from it, as a pod of manifest.json; certificate.json is the answer
 //	tee                             serve the pretended TEE's evidence, as the pod of policy aa..aa; for one script alone
 //
@@ -69,6 +74,7 @@ func TestScripts(t *testing.T) {
 			"exits":       exits,
 			"coordinator": startCoordinator,
 			"restart":     restartCoordinator,
+			"splice":      splice,
 			"certificate": getCertificate,
 			"tee":         serveEvidence,
 		},
@@ -240,6 +246,23 @@ func serveCoordinator(ts *testscript.TestScript, launched simtee.Measurement, hi
 	})
 	ts.Setenv("COORDINATOR", fmt.Sprint(listener.Addr()))
 	ts.Setenv("STORE", path)
+}
+
+func splice(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: splice ADDRESS OTHER")
+	}
+	server := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		body, _ := io.ReadAll(r.In.Body)
+		r.Out.Body = io.NopCloser(bytes.NewReader(body))
+		to := args[0]
+		if r.In.URL.Path == api.PathAttest && !bytes.Contains(body, []byte("recovery")) {
+			to = args[1]
+		}
+		r.SetURL(&url.URL{Scheme: "http", Host: to})
+	}})
+	ts.Defer(server.Close)
+	ts.Setenv("COORDINATOR", server.Listener.Addr().String())
 }
 
 func getCertificate(ts *testscript.TestScript, neg bool, args []string) {
