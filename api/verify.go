@@ -131,9 +131,10 @@ func VerifyBeforeSet(
 	if v.MeshCA, err = parseCA(resp.MeshCA); err != nil {
 		return nil, &VerifyError{"mesh CA", err}
 	}
-	if err := v.takeShares(resp.Shares); err != nil {
+	if err := VerifyShares(resp.Shares, v.History, v.RootCA); err != nil {
 		return nil, &VerifyError{"seed shares", err}
 	}
+	v.Shares = resp.Shares
 	return v, nil
 }
 
@@ -198,9 +199,10 @@ func VerifyHistory(entries []HistoryEntry) ([]*manifest.Transition, error) {
 	return history, nil
 }
 
-// takeShares checks that the root CA's key signed each share, for its owner and for this history.
-func (v *Verified) takeShares(shares []SealedShare) error {
-	owners := v.Latest().SeedshareOwnerKeys
+// VerifyShares checks that the root CA's key signed a share for each seed-share owner of the history, which is not empty.
+// No shares at all are right, too: who must have them looks whether they are there.
+func VerifyShares(shares []SealedShare, history []*manifest.Transition, root *x509.Certificate) error {
+	owners := history[0].Manifest.SeedshareOwnerKeys
 	if len(shares) > 0 && len(shares) != len(owners) {
 		return fmt.Errorf("there are %d for %d SeedshareOwnerKeys", len(shares), len(owners))
 	}
@@ -208,16 +210,15 @@ func (v *Verified) takeShares(shares []SealedShare) error {
 		switch s := &shares[i]; {
 		case !bytes.Equal(s.Owner, owners[i].SigningKey.SPKI()):
 			return fmt.Errorf("number %d is another owner's", i+1)
-		case !bytes.Equal(s.TransitionHash, v.History[0].Hash[:]):
+		case !bytes.Equal(s.TransitionHash, history[0].Hash[:]):
 			return fmt.Errorf("number %d is of another history", i+1)
-		case !bytes.Equal(s.RootKey, v.RootCA.RawSubjectPublicKeyInfo):
+		case !bytes.Equal(s.RootKey, root.RawSubjectPublicKeyInfo):
 			return fmt.Errorf("number %d is of another root CA", i+1)
 		}
 		if err := shares[i].Verify(); err != nil {
 			return fmt.Errorf("number %d: %w", i+1, err)
 		}
 	}
-	v.Shares = shares
 	return nil
 }
 

@@ -163,23 +163,12 @@ func (r *recovery) recover(now time.Time, log *slog.Logger) (*generation, error)
 	if err := g.newMeshCA(now); err != nil {
 		return nil, err
 	}
-	if g.shares = r.ownShares(g); len(g.shares) == 0 {
-		log.Warn("the store's seed shares are not this seed's; the owners' own copies are as good as ever")
+	if err := api.VerifyShares(r.sealed, r.history, g.root); err != nil {
+		log.Warn("the store's seed shares are not this seed's; the owners' own copies are as good as ever", "reason", err)
+	} else {
+		g.shares = r.sealed
 	}
 	return g, nil
-}
-
-// ownShares are the store's sealed shares, if the root CA's key signed them all.
-func (r *recovery) ownShares(g *generation) []api.SealedShare {
-	for i := range r.sealed {
-		if !bytes.Equal(r.sealed[i].RootKey, g.root.RawSubjectPublicKeyInfo) || r.sealed[i].Verify() != nil {
-			return nil
-		}
-	}
-	if len(r.sealed) != len(r.owners()) {
-		return nil
-	}
-	return r.sealed
 }
 
 // givers names the owners of the shares that are here.

@@ -502,31 +502,36 @@ func TestSharesOfAnotherHandAreFoundOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, alter := range map[string]func(s []api.SealedShare) []api.SealedShare{
-		"none":                   func([]api.SealedShare) []api.SealedShare { return nil },
-		"of the host's root":     func(s []api.SealedShare) []api.SealedShare { s[0] = *forged; return s },
-		"in the genuine's name":  func(s []api.SealedShare) []api.SealedShare { forged.RootKey = s[0].RootKey; s[0] = *forged; return s },
-		"exchanged":              func(s []api.SealedShare) []api.SealedShare { s[0], s[1] = s[1], s[0]; return s },
-		"one left out":           func(s []api.SealedShare) []api.SealedShare { return s[:1] },
-		"one too many":           func(s []api.SealedShare) []api.SealedShare { return append(s, s[0]) },
-		"altered":                func(s []api.SealedShare) []api.SealedShare { s[0].Sealed = bytes.Repeat([]byte{1}, 1200); return s },
-		"unsigned":               func(s []api.SealedShare) []api.SealedShare { s[0].Signature = nil; return s },
-		"of another transition":  func(s []api.SealedShare) []api.SealedShare { s[0].TransitionHash = make([]byte, 32); return s },
-		"without anything":       func(s []api.SealedShare) []api.SealedShare { s[0] = api.SealedShare{}; return s },
-		"its owner's other name": func(s []api.SealedShare) []api.SealedShare { s[0].Owner = s[1].Owner; return s },
+	type shares = []api.SealedShare
+	for name, test := range map[string]struct {
+		alter func(s shares) shares
+		want  string // empty: accepted
+	}{
+		"none":                  {func(shares) shares { return nil }, ""},
+		"as they are":           {func(s shares) shares { return s }, ""},
+		"of the host's root":    {func(s shares) shares { s[0] = *forged; return s }, "number 1 is of another root CA"},
+		"in the genuine's name": {func(s shares) shares { r := s[0].RootKey; s[0] = *forged; s[0].RootKey = r; return s }, "not signed"},
+		"exchanged":             {func(s shares) shares { s[0], s[1] = s[1], s[0]; return s }, "number 1 is another owner's"},
+		"one left out":          {func(s shares) shares { return s[:1] }, "there are 1 for 2"},
+		"one too many":          {func(s shares) shares { return append(s, s[0]) }, "there are 3 for 2"},
+		"altered":               {func(s shares) shares { s[1].Sealed = bytes.Repeat([]byte{1}, 1200); return s }, "number 2: the seed share is not signed"},
+		"unsigned":              {func(s shares) shares { s[0].Signature = nil; return s }, "not signed"},
+		"of another transition": {func(s shares) shares { s[0].TransitionHash = make([]byte, 32); return s }, "number 1 is of another history"},
+		"without anything":      {func(s shares) shares { s[0] = api.SealedShare{}; return s }, "number 1 is another owner's"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			altered := *resp
-			altered.Shares = alter(slices.Clone(resp.Shares))
+			altered.Shares = test.alter(slices.Clone(resp.Shares))
 			v, err := api.VerifyCoordinator(t.Context(), &altered, nonce, trusted, manifest.ValidatorOptions{})
-			if altered.Shares == nil {
-				if err != nil || len(v.Shares) != 0 {
-					t.Errorf("without shares: %v", err)
+			if test.want == "" {
+				if err != nil || len(v.Shares) != len(altered.Shares) {
+					t.Errorf("VerifyCoordinator: %v", err)
 				}
 				return
 			}
-			if refused, ok := errors.AsType[*api.VerifyError](err); !ok || refused.Check != "seed shares" {
-				t.Errorf("VerifyCoordinator: %v, want the check of the seed shares to fail", err)
+			refused, ok := errors.AsType[*api.VerifyError](err)
+			if !ok || refused.Check != "seed shares" || !strings.Contains(refused.Err.Error(), test.want) {
+				t.Errorf("VerifyCoordinator: %v, want the check of the seed shares to fail with %q", err, test.want)
 			}
 		})
 	}
@@ -711,18 +716,24 @@ func latestOf(t *testing.T, hash [32]byte) []byte {
 func TestSharesInTheStoreThatAreNotTheSeedsAreNotShown(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "coordinator.db")
 	first := start(t, onStore(t, path))
-	owners := seedshareOwners(t, 1)
+	owners := seedshareOwners(t, 2)
 	text := newManifest(t, sharedAmong(t, 1, owners...))
 	set := first.mustSet(t, text)
 	shares := first.shares(t, text)
-	for name, kept := range map[string]string{"none": "[]", "empty": "[{}]"} {
+	altered := slices.Clone(shares)
+	altered[1].Sealed = altered[0].Sealed
+	for name, kept := range map[string][]api.SealedShare{"none": {}, "one left out": shares[:1], "altered": altered} {
 		t.Run(name, func(t *testing.T) {
 			f := restart(t, path, func(c *coordinator.Config) {
 				latest, err := c.Store.Latest(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
-				object := store.Object{Name: store.Name{Kind: store.Shares, Hash: [32]byte(set.TransitionHash)}, Data: []byte(kept)}
+				data, err := json.Marshal(kept)
+				if err != nil {
+					t.Fatal(err)
+				}
+				object := store.Object{Name: store.Name{Kind: store.Shares, Hash: [32]byte(set.TransitionHash)}, Data: data}
 				if err := c.Store.Commit(t.Context(), []store.Object{object}, latest, latest); err != nil {
 					t.Fatal(err)
 				}
@@ -730,7 +741,7 @@ func TestSharesInTheStoreThatAreNotTheSeedsAreNotShown(t *testing.T) {
 			if _, err := f.Recover(t.Context(), *share(t, shares[0], owners[0], f.mustVerifyRecovery(t, text))); err != nil {
 				t.Fatal(err)
 			}
-			if got := f.shares(t, text); len(got) != 0 {
+			if got := f.shares(t, text); len(got) != 0 { // verified, and so an error if they were shown
 				t.Errorf("%d shares are shown", len(got))
 			}
 		})

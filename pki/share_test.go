@@ -66,12 +66,12 @@ func TestSharesBelowTheThresholdAgreeWithEverySeed(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		seed, _ := drawSeed(t, "seed")
 		other, _ := drawSeed(t, "other seed")
-		shares, err := seed.Split(rand.Reader, 3, 3)
+		shares, err := seed.Split(rand.Reader, 3, 5)
 		if err != nil {
 			t.Fatal(err)
 		}
 		// The seed is linear in each share, by a factor that depends on the indices alone: add the difference over it.
-		zero := shares[2].Reveal()
+		zero := shares[4].Reveal()
 		clear(zero[1:])
 		one := bytes.Clone(zero)
 		for i := range one[1:] {
@@ -127,6 +127,29 @@ func slowMultiply(a, b byte) byte {
 		}
 	}
 	return byte(product)
+}
+
+// The field and the order of the coefficients are part of what owners keep: shares of today must combine for ever.
+func TestSharesArePointsOfPolynomialsOverTheDocumentedField(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		seed, constant := drawSeed(t, "seed")
+		linear, _ := drawSeed(t, "linear")
+		square, _ := drawSeed(t, "square")
+		shares, err := seed.Split(bytes.NewReader(append(linear.Reveal(), square.Reveal()...)), 3, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, s := range shares {
+			x := byte(i + 1)
+			want := []byte{x}
+			for at := range constant {
+				want = append(want, constant[at]^slowMultiply(linear.Reveal()[at], x)^slowMultiply(square.Reveal()[at], slowMultiply(x, x)))
+			}
+			if !bytes.Equal(s.Reveal(), want) || s.Index() != i+1 {
+				t.Fatalf("share %d is another point", i+1)
+			}
+		}
+	})
 }
 
 func TestSharesThatCannotBeAreRefused(t *testing.T) {
