@@ -25,7 +25,7 @@ type Verified struct {
 	RootCA, MeshCA *x509.Certificate
 	// HPKEKey is the Coordinator's, raw.
 	HPKEKey []byte
-	// Shares are the sealed shares of the seed that the root CA's key signed, in the order of SeedshareOwnerKeys. A host can
+	// Shares are the sealed shares of the seed, which the root CA's key signed, in the order of SeedshareOwnerKeys. A host can
 	// withhold them: then there are none.
 	Shares []SealedShare
 	// RecoveryNonce is what seed-share owners sign, nil unless the Coordinator needs recovery.

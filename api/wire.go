@@ -69,7 +69,8 @@ type AttestResponse struct {
 	HPKEKey  []byte               `json:"hpkeKey"`
 	// History is oldest first; the last entry's transition hash is the latest.
 	History []HistoryEntry `json:"history"`
-	// Shares are the sealed shares of the seed, one for each of the manifest's SeedshareOwnerKeys, in their order.
+	// Shares are the sealed shares of the seed, one for each of the manifest's SeedshareOwnerKeys, in their order. The evidence
+	// does not cover them; the root CA's key, which it does cover, signed each.
 	Shares []SealedShare `json:"shares,omitempty"`
 	// Recovery is there only when the Coordinator needs recovery and the request asked for it.
 	Recovery *Recovery `json:"recovery,omitempty"`
