@@ -19,7 +19,6 @@ const (
 	attributeExtend = 1 << 0 // the contents are measured, not only the place
 )
 
-
 // MRTD computes the measurement of a TD's first memory: for each page that is added, its place, and for each 256 bytes that
 // are measured, their place and contents (Intel TDX Module ABI specification, TDH.MEM.PAGE.ADD and TDH.MR.EXTEND). Pages are
 // measured as they are added, in the order of the metadata, as KVM does since Linux 6.16; a host that adds all pages before
