@@ -68,7 +68,7 @@ func TestMRTDThatCannotBeIsExplained(t *testing.T) {
 		"half a page":         {change(func(s *td) { s.gpa++ }), "is not of whole pages"},
 		"outside of the file": {change(func(s *td) { s.offset = 0x2000 }), "is not in its"},
 		"larger than memory":  {change(func(s *td) { s.inMemory = 0x1000 }), "is not in its"},
-		"endless":             {change(func(s *td) { s.inMemory = 1 << 40 }), "is not of whole pages"},
+		"endless":             {change(func(s *td) { s.inMemory = 1 << 40 }), "larger than 268435456 bytes together"},
 		"memory with data":    {change(func(s *td) { s.kind = 3 }), "of type 3 has contents"},
 		"code not measured":   {change(func(s *td) { s.attributes = 0 }), "does not ask for its own code to be measured"},
 	} {
