@@ -6,8 +6,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -81,16 +79,14 @@ func TestMRTDThatCannotBeIsExplained(t *testing.T) {
 	}
 }
 
-// ccel is the event log of a TD on Google's cloud, and the quote of the same TD, which go-tdx-guest carries.
+// ccel is the event log of a TD on Google's cloud, and the quote of the same TD.
 func ccel(t *testing.T) (log, quote []byte) {
 	t.Helper()
-	dir, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/google/go-tdx-guest").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	folder := filepath.Join(strings.TrimSpace(string(dir)), "testing/testdata/ccel")
-	for name, to := range map[string]*[]byte{"ccel_data.dat": &log, "cos-113-tdx-quote.dat": &quote} {
-		if *to, err = os.ReadFile(filepath.Join(folder, name)); err != nil {
+	for path, to := range map[string]*[]byte{
+		"testdata/cos-113.ccel": &log, "../attestation/tdx/testdata/cos-113.quote": &quote,
+	} {
+		var err error
+		if *to, err = os.ReadFile(path); err != nil {
 			t.Fatal(err)
 		}
 	}
