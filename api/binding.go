@@ -12,33 +12,31 @@ import (
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/pki"
 	"portcullis.dev/portcullis/pki/secret"
 )
 
 // This file is what both ends of a message compute: what evidence is made over, what the leaf key signs, and what the
 // workload secret is sealed with.
 
-// The HPKE suite (RFC 9180, draft-ietf-hpke-pq).
-var (
-	kem  = hpke.MLKEM768X25519()
-	kdf  = hpke.HKDFSHA256()
-	aead = hpke.AES256GCM()
-)
-
-// encapsulatedSize is Nenc of MLKEM768X25519: 1088 bytes of ML-KEM-768 ciphertext and 32 of X25519.
-const encapsulatedSize = 1088 + 32
-
 // NewHPKEKey makes a key pair to receive sealed messages with. key.PublicKey().Bytes() is what travels.
-func NewHPKEKey() (hpke.PrivateKey, error) { return kem.GenerateKey() }
+func NewHPKEKey() (hpke.PrivateKey, error) { return pki.NewHPKEKey() }
 
 // ParseHPKEKey reads a raw public key of the protocol's KEM.
-func ParseHPKEKey(b []byte) (hpke.PublicKey, error) { return kem.NewPublicKey(b) }
+func ParseHPKEKey(b []byte) (hpke.PublicKey, error) { return pki.ParseHPKEKey(b) }
 
 // ReportData is what the Coordinator's evidence in r is made over, given the nonce that was sent. It is an error when
 // r's parts cannot be the parts of one answer.
 func (r *AttestResponse) ReportData(nonce []byte) (attestation.ReportData, error) {
 	if len(nonce) != NonceSize {
 		return attestation.ReportData{}, fmt.Errorf("nonce is %d bytes long, want %d", len(nonce), NonceSize)
+	}
+	if r.Recovery != nil {
+		if len(r.History) == 0 || len(r.RootCA) > 0 || len(r.MeshCA) > 0 {
+			return attestation.ReportData{}, errors.New("a Coordinator that needs recovery has a history, and no CAs yet")
+		}
+		transition := r.TransitionHash()
+		return attestation.NewReportData(LabelNeedsRecovery, nonce, r.Recovery.Nonce, transition[:], r.HPKEKey), nil
 	}
 	if len(r.History) == 0 {
 		if len(r.RootCA) > 0 || len(r.MeshCA) > 0 {
@@ -113,15 +111,9 @@ func (a *CertificateResponse) Seal(r *CertificateRequest, s secret.Bytes) error 
 	if err != nil {
 		return err
 	}
-	encapsulated, sender, err := hpke.NewSender(key, kdf, aead, []byte(LabelSecret))
-	if err != nil {
-		return fmt.Errorf("encapsulate to the requester's HPKE key: %w", err)
-	}
-	sealed, err := sender.Seal(aad, s.Reveal())
-	if err != nil {
+	if a.WorkloadSecret, err = pki.Seal(key, LabelSecret, aad, s); err != nil {
 		return fmt.Errorf("seal the workload secret: %w", err)
 	}
-	a.WorkloadSecret = append(encapsulated, sealed...)
 	return nil
 }
 
@@ -131,23 +123,15 @@ func (a *CertificateResponse) Open(r *CertificateRequest, key hpke.PrivateKey) (
 	if len(a.WorkloadSecret) == 0 {
 		return secret.Bytes{}, nil
 	}
-	if len(a.WorkloadSecret) <= encapsulatedSize {
-		return secret.Bytes{}, fmt.Errorf("the sealed workload secret is %d bytes long, want more than %d",
-			len(a.WorkloadSecret), encapsulatedSize)
-	}
 	aad, err := a.secretAAD(r)
 	if err != nil {
 		return secret.Bytes{}, err
 	}
-	recipient, err := hpke.NewRecipient(a.WorkloadSecret[:encapsulatedSize], key, kdf, aead, []byte(LabelSecret))
-	if err != nil {
-		return secret.Bytes{}, fmt.Errorf("decapsulate the workload secret: %w", err)
-	}
-	plain, err := recipient.Open(aad, a.WorkloadSecret[encapsulatedSize:])
+	plain, err := pki.Open(key, LabelSecret, aad, a.WorkloadSecret)
 	if err != nil {
 		return secret.Bytes{}, fmt.Errorf("open the workload secret with this answer's chain and CAs: %w", err)
 	}
-	return secret.New(plain), nil
+	return plain, nil
 }
 
 func (a *CertificateResponse) secretAAD(r *CertificateRequest) ([]byte, error) {

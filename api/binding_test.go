@@ -1,15 +1,19 @@
 package api_test
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/binary"
 	"testing"
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/pki"
 	"portcullis.dev/portcullis/pki/secret"
 )
 
@@ -136,5 +140,63 @@ func TestSealedSecretOpensOnlyInItsAnswer(t *testing.T) {
 	}
 	if _, err := whole.Open(req, other); err == nil {
 		t.Error("the secret opens with another key")
+	}
+}
+
+func TestRecoveryBindsWhatTheProtocolSays(t *testing.T) {
+	nonce := bytes.Repeat([]byte{7}, api.NonceSize)
+	text := []byte("a manifest")
+	transition := manifest.TransitionHash(text, [32]byte{})
+	recovering := &api.AttestResponse{
+		HPKEKey: []byte("hpke"), History: []api.HistoryEntry{{Manifest: text}}, Recovery: &api.Recovery{Nonce: []byte("its nonce")},
+	}
+	data, err := recovering.ReportData(nonce)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := tuple("portcullis needs recovery v1", string(nonce), "its nonce", string(transition[:]), "hpke"); data.Bytes() != want {
+		t.Errorf("evidence: %x, want %x", data.Bytes(), want)
+	}
+	recovering.RootCA = []byte("root")
+	if _, err := recovering.ReportData(nonce); err == nil {
+		t.Error("a Coordinator that needs recovery has a root CA")
+	}
+	if _, err := (&api.AttestResponse{Recovery: &api.Recovery{}}).ReportData(nonce); err == nil {
+		t.Error("a Coordinator without a history needs recovery")
+	}
+
+	owner, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := &api.RecoverRequest{Nonce: nonce, TransitionHash: transition[:], Share: []byte("share")}
+	signed := tuple("portcullis recover v1", "share", "hpke", string(nonce), string(transition[:]))
+	digest := sha256.Sum256(signed[:])
+	if req.Signature, err = ecdsa.SignASN1(rand.Reader, owner, digest[:]); err != nil {
+		t.Fatal(err)
+	}
+	if !req.VerifySignature(&owner.PublicKey, []byte("hpke")) {
+		t.Error("the owner's signature over what the protocol says is refused")
+	}
+	if req.VerifySignature(&owner.PublicKey, []byte("hpkf")) {
+		t.Error("the owner's signature is taken by another Coordinator")
+	}
+
+	root, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rootKey, err := pki.SPKI(&root.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	share := &api.SealedShare{TransitionHash: transition[:], Owner: []byte("owner"), RootKey: rootKey, Sealed: []byte("sealed")}
+	signed = tuple("portcullis seed share v1", string(transition[:]), "owner", string(rootKey), "sealed")
+	digest = sha256.Sum256(signed[:])
+	if share.Signature, err = ecdsa.SignASN1(rand.Reader, root, digest[:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := share.Verify(); err != nil {
+		t.Error(err)
 	}
 }

@@ -104,6 +104,17 @@ func (c *Client) Attest(ctx context.Context, nonce []byte) (*AttestResponse, err
 	return post[AttestResponse](ctx, c, PathAttest, AttestRequest{Nonce: nonce}, maxAttestAnswer)
 }
 
+// AttestRecovery asks a Coordinator that needs recovery who it is; verify with VerifyRecovery. One that does not need it
+// answers CodeNoRecovery.
+func (c *Client) AttestRecovery(ctx context.Context, nonce []byte) (*AttestResponse, error) {
+	return post[AttestResponse](ctx, c, PathAttest, AttestRequest{Nonce: nonce, Recovery: true}, maxAttestAnswer)
+}
+
+// Recover gives a share of the seed.
+func (c *Client) Recover(ctx context.Context, req RecoverRequest) (*RecoverResponse, error) {
+	return post[RecoverResponse](ctx, c, PathRecover, req, maxAnswer)
+}
+
 // Set sets a manifest.
 func (c *Client) Set(ctx context.Context, req SetRequest) (*SetResponse, error) {
 	return post[SetResponse](ctx, c, PathManifest, req, maxAnswer)
@@ -164,7 +175,7 @@ func (e *Error) ExitCode() int {
 	switch e.Code {
 	case CodeBadRequest, CodeBadManifest, CodeTooLarge:
 		return 2
-	case CodeBadSignature, CodeEvidenceRejected, CodeConflict, CodeGenerationChanged:
+	case CodeBadSignature, CodeEvidenceRejected, CodeConflict, CodeGenerationChanged, CodeSharesDiscarded:
 		return 3
 	default:
 		return 1
@@ -187,7 +198,13 @@ func (e *Error) Hint() string {
 	case CodeNoManifest:
 		return "set a manifest first: portcullis set"
 	case CodeNeedsRecovery:
-		return "the Coordinator was restarted and its seed is not in its memory"
+		return "the Coordinator was restarted and its seed is not in its memory: its seed-share owners run portcullis recover"
+	case CodeNoRecovery:
+		return "whether it is the right one, portcullis verify says"
+	case CodeShareRepeated:
+		return "it waits for other owners' shares"
+	case CodeSharesDiscarded:
+		return "one of the shares is not of this Coordinator's seed; its log names the owners. Each must give a share again"
 	default:
 		return "see the Coordinator's log"
 	}

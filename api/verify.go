@@ -25,6 +25,11 @@ type Verified struct {
 	RootCA, MeshCA *x509.Certificate
 	// HPKEKey is the Coordinator's, raw.
 	HPKEKey []byte
+	// Shares are the sealed shares of the seed that the root CA's key signed, in the order of SeedshareOwnerKeys. A host can
+	// withhold them: then there are none.
+	Shares []SealedShare
+	// RecoveryNonce is what seed-share owners sign, nil unless the Coordinator needs recovery.
+	RecoveryNonce []byte
 }
 
 // Latest is the active manifest, nil before the first.
@@ -66,20 +71,74 @@ func VerifyCoordinator(
 	if err != nil {
 		return nil, err
 	}
-	switch latest := v.Latest(); {
-	case latest == nil:
-		return nil, &VerifyError{"active manifest", errors.New("none was set yet")}
-	case !bytes.Equal(latest.Text(), trusted.Text()):
-		return nil, &VerifyError{"active manifest", fmt.Errorf("its SHA-256 is %x, want %x, that of the trusted manifest",
-			latest.Hash(), trusted.Hash())}
+	if err := v.enforces(trusted); err != nil {
+		return nil, err
 	}
 	return v, nil
+}
+
+// VerifyRecovery is VerifyCoordinator for a Coordinator that needs recovery, whose answer is to AttestRecovery(nonce). What
+// it has shown is that a genuine Coordinator waits for the seed, to go on from this manifest and no earlier one: a host
+// that put an old copy of the store in place is found out here.
+func VerifyRecovery(
+	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest, o manifest.ValidatorOptions,
+) (*Verified, error) {
+	if resp != nil && (resp.Recovery == nil || len(resp.Recovery.Nonce) != NonceSize) {
+		return nil, &VerifyError{"state", errors.New("it does not say that it needs recovery")}
+	}
+	v, err := verify(ctx, resp, nonce, trusted, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.enforces(trusted); err != nil {
+		return nil, err
+	}
+	v.RecoveryNonce = resp.Recovery.Nonce
+	return v, nil
+}
+
+// enforces says whether the latest manifest is trusted, byte for byte.
+func (v *Verified) enforces(trusted *manifest.Manifest) error {
+	switch latest := v.Latest(); {
+	case latest == nil:
+		return &VerifyError{"active manifest", errors.New("none was set yet")}
+	case !bytes.Equal(latest.Text(), trusted.Text()):
+		return &VerifyError{"active manifest", fmt.Errorf("its SHA-256 is %x, want %x, that of the trusted manifest",
+			latest.Hash(), trusted.Hash())}
+	}
+	return nil
 }
 
 // VerifyBeforeSet is VerifyCoordinator for a Coordinator that is about to be given the manifest trusted: it may enforce
 // another one yet, or none. All else is checked alike, so that a manifest is not handed to a stranger. Call
 // VerifyCoordinator afterwards: only that shows what was set.
 func VerifyBeforeSet(
+	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest, o manifest.ValidatorOptions,
+) (*Verified, error) {
+	if resp != nil && resp.Recovery != nil {
+		return nil, &VerifyError{"state", errors.New("it was restarted and needs recovery")}
+	}
+	v, err := verify(ctx, resp, nonce, trusted, o)
+	if err != nil {
+		return nil, err
+	}
+	if len(v.History) == 0 {
+		return v, nil
+	}
+	if v.RootCA, err = parseCA(resp.RootCA); err != nil {
+		return nil, &VerifyError{"root CA", err}
+	}
+	if v.MeshCA, err = parseCA(resp.MeshCA); err != nil {
+		return nil, &VerifyError{"mesh CA", err}
+	}
+	if err := v.takeShares(resp.Shares); err != nil {
+		return nil, &VerifyError{"seed shares", err}
+	}
+	return v, nil
+}
+
+// verify is what all verifications have in common.
+func verify(
 	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest, o manifest.ValidatorOptions,
 ) (*Verified, error) {
 	if trusted == nil || len(trusted.Text()) == 0 {
@@ -119,12 +178,6 @@ func VerifyBeforeSet(
 		return v, nil
 	}
 	v.TransitionHash = v.History[len(v.History)-1].Hash
-	if v.RootCA, err = parseCA(resp.RootCA); err != nil {
-		return nil, &VerifyError{"root CA", err}
-	}
-	if v.MeshCA, err = parseCA(resp.MeshCA); err != nil {
-		return nil, &VerifyError{"mesh CA", err}
-	}
 	return v, nil
 }
 
@@ -143,6 +196,29 @@ func VerifyHistory(entries []HistoryEntry) ([]*manifest.Transition, error) {
 		}
 	}
 	return history, nil
+}
+
+// takeShares checks that the root CA's key signed each share, for its owner and for this history.
+func (v *Verified) takeShares(shares []SealedShare) error {
+	owners := v.Latest().SeedshareOwnerKeys
+	if len(shares) > 0 && len(shares) != len(owners) {
+		return fmt.Errorf("there are %d for %d SeedshareOwnerKeys", len(shares), len(owners))
+	}
+	for i := range shares {
+		switch s := &shares[i]; {
+		case !bytes.Equal(s.Owner, owners[i].SigningKey.SPKI()):
+			return fmt.Errorf("number %d is another owner's", i+1)
+		case !bytes.Equal(s.TransitionHash, v.History[0].Hash[:]):
+			return fmt.Errorf("number %d is of another history", i+1)
+		case !bytes.Equal(s.RootKey, v.RootCA.RawSubjectPublicKeyInfo):
+			return fmt.Errorf("number %d is of another root CA", i+1)
+		}
+		if err := shares[i].Verify(); err != nil {
+			return fmt.Errorf("number %d: %w", i+1, err)
+		}
+	}
+	v.Shares = shares
+	return nil
 }
 
 func parseCA(der []byte) (*x509.Certificate, error) {

@@ -20,6 +20,7 @@ const (
 	PathManifest    = "/v1/manifest"
 	PathNonce       = "/v1/mesh/nonce"
 	PathCertificate = "/v1/mesh/certificate"
+	PathRecover     = "/v1/recover"
 	PathHealth      = "/healthz"
 	PathReady       = "/readyz"
 	PathMetrics     = "/metrics"
@@ -32,6 +33,10 @@ const (
 	LabelAnswer = "portcullis answer v1"
 	LabelProof  = "portcullis proof v1"
 	LabelSecret = "portcullis secret v1"
+
+	LabelNeedsRecovery = "portcullis needs recovery v1"
+	LabelShare         = "portcullis seed share v1"
+	LabelRecover       = "portcullis recover v1"
 )
 
 // NonceSize is the length of the nonce in an AttestRequest.
@@ -43,6 +48,10 @@ const ProblemType = "application/problem+json"
 // AttestRequest asks a Coordinator who it is. Nonce is NonceSize fresh random bytes.
 type AttestRequest struct {
 	Nonce []byte `json:"nonce"`
+	// Recovery asks a Coordinator that needs recovery for what its seed-share owners must know. Without it, such a
+	// Coordinator answers CodeNeedsRecovery, so that nobody takes it for one that serves; with it, one that serves answers
+	// CodeNoRecovery.
+	Recovery bool `json:"recovery,omitempty"`
 }
 
 // AttestResponse is a Coordinator's own evidence over
@@ -50,7 +59,9 @@ type AttestRequest struct {
 //	NewReportData(LabelAttest, nonce, SHA-256(root CA SPKI), SHA-256(mesh CA), transition hash, HPKE key)
 //
 // and what that binds. Before the first manifest History is empty and the CAs are absent: the three hashes are empty
-// then.
+// then. Of a Coordinator that needs recovery the CAs are absent too, and the evidence is over
+//
+//	NewReportData(LabelNeedsRecovery, nonce, Recovery.Nonce, transition hash, HPKE key)
 type AttestResponse struct {
 	Evidence attestation.Evidence `json:"evidence"`
 	RootCA   []byte               `json:"rootCa,omitempty"`
@@ -58,6 +69,58 @@ type AttestResponse struct {
 	HPKEKey  []byte               `json:"hpkeKey"`
 	// History is oldest first; the last entry's transition hash is the latest.
 	History []HistoryEntry `json:"history"`
+	// Shares are the sealed shares of the seed, one for each of the manifest's SeedshareOwnerKeys, in their order.
+	Shares []SealedShare `json:"shares,omitempty"`
+	// Recovery is there only when the Coordinator needs recovery and the request asked for it.
+	Recovery *Recovery `json:"recovery,omitempty"`
+}
+
+// Recovery is how far the recovery of a restarted Coordinator is.
+type Recovery struct {
+	// Nonce is what the owners sign, NonceSize bytes. It changes with every restart, and when shares are discarded.
+	Nonce []byte `json:"nonce"`
+	// Collected is how many shares there are, Threshold how many it takes. Evidence does not cover them.
+	Collected int `json:"collected"`
+	Threshold int `json:"threshold"`
+}
+
+// SealedShare is a share of the seed that only its owner can read. It is public.
+type SealedShare struct {
+	// TransitionHash is that of the first manifest, which the seed was made with.
+	TransitionHash []byte `json:"transitionHash"`
+	// Owner is the SPKI of the owner's signing key.
+	Owner []byte `json:"owner"`
+	// RootKey is the SPKI of the root CA whose key comes from this seed.
+	RootKey []byte `json:"rootKey"`
+	// Sealed is the share, sealed to the owner's HPKE key: encapsulated key || ciphertext, info LabelShare,
+	// AAD NewReportData(LabelShare, transition hash, owner, root key).
+	Sealed []byte `json:"sealed"`
+	// Signature is the root key's ECDSA signature (ASN.1) over SHA-256 of the 64 bytes
+	// NewReportData(LabelShare, transition hash, owner, root key, sealed): anybody could seal something to an owner.
+	Signature []byte `json:"signature"`
+}
+
+// RecoverRequest gives a restarted Coordinator one share of its seed.
+type RecoverRequest struct {
+	// Nonce is Recovery.Nonce.
+	Nonce []byte `json:"nonce"`
+	// TransitionHash is the latest, which the owner has verified.
+	TransitionHash []byte `json:"transitionHash"`
+	// PublicKey is the SPKI of the owner's signing key.
+	PublicKey []byte `json:"publicKey"`
+	// Share is sealed to the Coordinator's HPKE key: encapsulated key || ciphertext, info LabelRecover,
+	// AAD NewReportData(LabelRecover, nonce, transition hash, SPKI).
+	Share []byte `json:"share"`
+	// Signature is the owner's ECDSA signature (ASN.1) over SHA-256 of the 64 bytes
+	// NewReportData(LabelRecover, share, the Coordinator's HPKE key, nonce, transition hash).
+	Signature []byte `json:"signature"`
+}
+
+// RecoverResponse says how far the recovery is.
+type RecoverResponse struct {
+	Collected int  `json:"collected"`
+	Threshold int  `json:"threshold"`
+	Recovered bool `json:"recovered"`
 }
 
 // HistoryEntry is one accepted manifest. Its transition is SHA-256(Manifest) || the previous entry's transition hash
@@ -155,6 +218,9 @@ const (
 	CodeGenerationChanged Code = "generation-changed" // 409
 	CodeTooLarge          Code = "too-large"          // 413
 	CodeBusy              Code = "busy"               // 429, with Retry-After
+	CodeNoRecovery        Code = "no-recovery"        // 409: the seed is here
+	CodeShareRepeated     Code = "share-repeated"     // 409: this owner's share is here already
+	CodeSharesDiscarded   Code = "shares-discarded"   // 403: the shares together are not the seed of this history
 	CodeNoManifest        Code = "no-manifest"        // 503: nothing was set yet
 	CodeNeedsRecovery     Code = "needs-recovery"     // 503: restarted, the seed is not here
 	CodeUnavailable       Code = "unavailable"        // 503: evidence could not be judged now

@@ -84,16 +84,23 @@ func readManifest(path string) (*manifest.Manifest, error) {
 	return m, nil
 }
 
+// verification is one of package api's, of a Coordinator.
+type verification func(
+	context.Context, *api.AttestResponse, []byte, *manifest.Manifest, manifest.ValidatorOptions,
+) (*api.Verified, error)
+
 // attest asks the Coordinator who it is, with a fresh nonce, and judges the answer.
-func (s *session) attest(
-	ctx context.Context,
-	judge func(
-		context.Context, *api.AttestResponse, []byte, *manifest.Manifest, manifest.ValidatorOptions,
-	) (*api.Verified, error),
+func (s *session) attest(ctx context.Context, judge verification) (*api.Verified, *api.AttestResponse, error) {
+	return s.ask(ctx, s.client.Attest, judge)
+}
+
+// ask is attest for one way to ask.
+func (s *session) ask(
+	ctx context.Context, attest func(context.Context, []byte) (*api.AttestResponse, error), judge verification,
 ) (*api.Verified, *api.AttestResponse, error) {
 	nonce := make([]byte, api.NonceSize)
 	_, _ = rand.Read(nonce) // never fails since Go 1.24
-	answer, err := s.client.Attest(ctx, nonce)
+	answer, err := attest(ctx, nonce)
 	if err != nil {
 		return nil, nil, reachable(err)
 	}
@@ -121,7 +128,11 @@ func newSet() *cobra.Command {
 and checks the evidence again: afterwards the Coordinator proves that it enforces exactly these bytes.
 
 The first manifest is signed by its own owners, every later one by the owners of the one before it. Owners elsewhere sign
-with "portcullis sign", or with "openssl dgst -sha256 -sign", and their signatures are given as --signature.`,
+with "portcullis sign", or with "openssl dgst -sha256 -sign", and their signatures are given as --signature.
+
+The first manifest makes the Coordinator's seed, which is split among the manifest's SeedshareOwnerKeys. Their sealed
+shares are written beside the manifest: hand each to its owner, who gives it back with "portcullis recover" when the
+Coordinator was restarted. Nobody but the owner can read a share; keep copies.`,
 		Example: `  portcullis set -c coordinator.example.com
   portcullis set -c 127.0.0.1:1313 --manifest manifest.json --signature alice.sig --signature bob.sig`,
 		Args: arguments(cobra.NoArgs),
@@ -133,20 +144,33 @@ with "portcullis sign", or with "openssl dgst -sha256 -sign", and their signatur
 				return err
 			}
 			defer s.close()
-			transition, already, err := s.set(ctx, cmd, keys, signatures, filepath.Dir(f.manifest))
+			v, already, err := s.set(ctx, cmd, keys, signatures, filepath.Dir(f.manifest))
+			if err != nil {
+				return err
+			}
+			shares, err := writeShares(cmd, s.manifest, v, filepath.Dir(f.manifest))
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return writeJSON(cmd.OutOrStdout(), map[string]any{
-					"transitionHash": hex.EncodeToString(transition[:]), "changed": !already,
-				})
+				return writeJSON(cmd.OutOrStdout(), struct {
+					TransitionHash string   `json:"transitionHash"`
+					Changed        bool     `json:"changed"`
+					Shares         []string `json:"shares,omitempty"`
+				}{hex.EncodeToString(v.TransitionHash[:]), !already, shares})
 			}
 			what := "now enforces"
 			if already {
 				what = "enforces already"
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s %s, transition %x\n", s.client, what, f.manifest, transition)
+			out := cmd.OutOrStdout()
+			if _, err := fmt.Fprintf(out, "%s %s %s, transition %x\n", s.client, what, f.manifest, v.TransitionHash); err != nil {
+				return err
+			}
+			if len(shares) > 0 && len(v.History) == 1 {
+				_, err = fmt.Fprintf(out, "wrote %s: hand each sealed share of the seed to its owner; %d of them recover a restarted "+
+					"Coordinator (portcullis recover)\n", strings.Join(shares, ", "), s.manifest.SeedshareThreshold)
+			}
 			return err
 		},
 	}
@@ -160,42 +184,42 @@ with "portcullis sign", or with "openssl dgst -sha256 -sign", and their signatur
 
 func (s *session) set(
 	ctx context.Context, cmd *cobra.Command, keys, signatures []string, keyDirectory string,
-) (transition [32]byte, already bool, err error) {
+) (v *api.Verified, already bool, err error) {
 	progress(cmd, "checking the evidence of %s ...", s.client)
 	before, _, err := s.attest(ctx, api.VerifyBeforeSet)
 	if err != nil {
-		return transition, false, err
+		return nil, false, err
 	}
 	if latest := before.Latest(); latest != nil && string(latest.Text()) == string(s.manifest.Text()) {
-		return before.TransitionHash, true, nil
+		return before, true, nil
 	}
-	transition = manifest.TransitionHash(s.manifest.Text(), before.TransitionHash)
+	transition := manifest.TransitionHash(s.manifest.Text(), before.TransitionHash)
 	owners := s.manifest
 	if latest := before.Latest(); latest != nil {
 		owners = latest
 	}
 	signed, err := collectSignatures(owners, transition, keys, signatures, keyDirectory)
 	if err != nil {
-		return transition, false, err
+		return nil, false, err
 	}
 	progress(cmd, "setting the manifest ...")
 	if _, err := s.client.Set(ctx, api.SetRequest{
 		Manifest: s.manifest.Text(), Previous: before.TransitionHash[:], Signatures: signed,
 	}); err != nil {
-		return transition, false, reachable(err)
+		return nil, false, reachable(err)
 	}
 	progress(cmd, "checking the evidence again ...")
 	after, _, err := s.attest(ctx, api.VerifyCoordinator)
 	if err != nil {
-		return transition, false, fmt.Errorf("the manifest was sent, but: %w", err)
+		return nil, false, fmt.Errorf("the manifest was sent, but: %w", err)
 	}
 	if after.TransitionHash != transition {
-		return transition, false, &problem{
+		return nil, false, &problem{
 			fmt.Errorf("the manifest was sent, but the Coordinator is at transition %x, want %x", after.TransitionHash, transition),
 			exitNo, "another manifest was set at the same moment; verify, then set again",
 		}
 	}
-	return transition, false, nil
+	return after, false, nil
 }
 
 // collectSignatures signs with the keys that are here, and takes the detached signatures. Where no key is named, the

@@ -41,6 +41,8 @@ type generateFlags struct {
 	genpolicy       string
 	referenceValues string
 	ownerKey        string
+	seedshareKeys   []string
+	threshold       int
 	coordinatorHost string
 	images          generate.Images
 	json            bool
@@ -86,7 +88,9 @@ Annotations, on the object or its pod template:
 
 A pod without a servicemesh annotation is not in the mesh: it gets credentials, and its ports are open once it has them.
 The manifest's policies are replaced; reference values, owner keys and whatever else it says are kept. Where it lists no
-owner yet, the key in --workload-owner-key becomes one, and is made when there is no such file.`,
+owner yet, the key in --workload-owner-key becomes one, and is made when there is no such file. A new manifest also gets a
+seed-share owner, who can recover a restarted Coordinator: the keys in --seedshare-owner-key, or else new ones in
+` + defaultSeedshareKey + `. Seed-share owners cannot be changed once the manifest is set.`,
 		Example: `  portcullis generate --policy policy.rego --reference-values values.json shop.yaml
   portcullis generate --genpolicy /opt/kata/bin/genpolicy -o out/ *.yaml
   helm template shop | portcullis generate --genpolicy genpolicy - | kubectl apply -f -`,
@@ -101,6 +105,10 @@ owner yet, the key in --workload-owner-key becomes one, and is made when there i
 	flags.StringVar(&f.genpolicy, "genpolicy", "", "Kata's genpolicy, run once for every pod")
 	flags.StringVar(&f.referenceValues, "reference-values", "", "JSON file of reference values to add to the manifest's")
 	flags.StringVar(&f.ownerKey, "workload-owner-key", "", "workload owner's key, PEM (default "+defaultOwnerKey+" beside the manifest)")
+	flags.StringArrayVar(&f.seedshareKeys, "seedshare-owner-key", nil, "seed-share owner's keys, PEM, as portcullis keygen makes them; "+
+		"repeatable (default for a new manifest: "+defaultSeedshareKey+" beside it)")
+	flags.IntVar(&f.threshold, "seedshare-threshold", 0,
+		"how many seed-share owners it takes to recover (default: more than half of them)")
 	flags.StringVar(&f.coordinatorHost, "coordinator-host", "",
 		"HOST[:PORT] of the Coordinator as pods see it (default: the Service that selects its pod, else coordinator)")
 	flags.StringVar(&f.images.Initializer, "image-initializer", "portcullis.dev/initializer:"+Version, "image of the Initializer")
@@ -277,6 +285,11 @@ func (f *generateFlags) updateManifest(cmd *cobra.Command, result *generate.Resu
 	if key != nil {
 		outputs = append(outputs, *key)
 	}
+	keys, err := f.addSeedshareOwners(cmd, m, len(bytes.TrimSpace(text)) == 0)
+	if err != nil {
+		return nil, err
+	}
+	outputs = append(outputs, keys...)
 	if err := explainIncomplete(m); err != nil {
 		return nil, err
 	}
@@ -321,6 +334,60 @@ func (f *generateFlags) addOwner(cmd *cobra.Command, m *manifest.Manifest) (*gen
 	}
 	output := &generate.Output{Path: path, Data: encoded.Reveal(), Mode: modeSecret, Exclusive: true}
 	return output, generate.AddOwner(m, &key.PublicKey)
+}
+
+// addSeedshareOwners lists the seed-share owners' keys, and returns the files of those that are new.
+func (f *generateFlags) addSeedshareOwners(cmd *cobra.Command, m *manifest.Manifest, isNew bool) ([]generate.Output, error) {
+	paths, byDefault := f.seedshareKeys, len(f.seedshareKeys) == 0 && isNew
+	if byDefault {
+		paths = []string{filepath.Join(filepath.Dir(f.manifest), defaultSeedshareKey)}
+	}
+	var outputs []generate.Output
+	before := len(m.SeedshareOwnerKeys)
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		var public *pki.SeedsharePublicKey
+		switch {
+		case err == nil:
+			if public, err = readSeedsharePublicKey(path, text); err != nil {
+				return nil, err
+			}
+		case !errors.Is(err, fs.ErrNotExist) || !byDefault:
+			return nil, fmt.Errorf("read the seed-share owner's key: %w", err)
+		default:
+			key, err := pki.NewSeedshareKey()
+			if err != nil {
+				return nil, err
+			}
+			files, err := seedshareKeyFiles(path, key)
+			if err != nil {
+				return nil, err
+			}
+			outputs, public = append(outputs, files...), key.Public()
+		}
+		if err := generate.AddSeedshareOwner(m, public); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	n := len(m.SeedshareOwnerKeys)
+	switch {
+	case cmd.Flags().Changed("seedshare-threshold"):
+		m.SeedshareThreshold = f.threshold
+	case n > before:
+		m.SeedshareThreshold = n/2 + 1
+	}
+	return outputs, nil
+}
+
+func readSeedsharePublicKey(path string, text []byte) (*pki.SeedsharePublicKey, error) {
+	if public, err := pki.ParseSeedsharePublicKey(text); err == nil {
+		return public, nil
+	}
+	key, err := pki.ParseSeedshareKey(text)
+	if err != nil {
+		return nil, malformed("portcullis keygen makes one", "read the seed-share owner's key %s: %w", path, err)
+	}
+	return key.Public(), nil
 }
 
 func readOwnerPublicKey(path string, text []byte) (*ecdsa.PublicKey, error) {

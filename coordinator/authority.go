@@ -20,6 +20,7 @@ type generation struct {
 	transition *manifest.Transition
 	history    []api.HistoryEntry // oldest first, transition's manifest last
 	latest     []byte             // the store's latest
+	shares     []api.SealedShare  // of the seed, in the order of the manifest's SeedshareOwnerKeys
 
 	seed      pki.Seed
 	nonces    nonces
@@ -39,25 +40,62 @@ func (g *generation) successor(
 		if err != nil {
 			return nil, err
 		}
-		root, err := pki.NewRootCA(seed.RootKey(), now)
-		if err != nil {
+		if err := next.take(seed, now); err != nil {
 			return nil, err
 		}
-		next.seed, next.root, next.nonces = seed, root, newNonces(seed)
+		if next.shares, err = sealShares(seed, t); err != nil {
+			return nil, err
+		}
 	} else {
-		next.seed, next.root, next.nonces = g.seed, g.root, g.nonces
+		next.seed, next.root, next.nonces, next.shares = g.seed, g.root, g.nonces, g.shares
 		next.history = append(next.history, g.history...)
 	}
 	next.history = append(next.history, api.HistoryEntry{Manifest: t.Manifest.Text(), Signatures: t.Signatures})
-	var err error
-	if next.mesh, err = pki.NewMeshCA(next.root, next.seed.RootKey(), t.Hash, now); err != nil {
+	if err := next.newMeshCA(now); err != nil {
 		return nil, err
 	}
-	next.meshHash = sha256.Sum256(next.mesh.Certificate.Raw)
+	var err error
 	if next.latest, err = encodeLatest(t.Hash, next.seed.TransactionKey()); err != nil {
 		return nil, err
 	}
 	return next, nil
+}
+
+// take gives g a seed, and what follows from it whatever the manifest says.
+func (g *generation) take(seed pki.Seed, now time.Time) (err error) {
+	g.seed, g.nonces = seed, newNonces(seed)
+	g.root, err = pki.NewRootCA(seed.RootKey(), now)
+	return err
+}
+
+// newMeshCA gives g the authority of its manifest, whose key nobody had before.
+func (g *generation) newMeshCA(now time.Time) (err error) {
+	if g.mesh, err = pki.NewMeshCA(g.root, g.seed.RootKey(), g.transition.Hash, now); err != nil {
+		return err
+	}
+	g.meshHash = sha256.Sum256(g.mesh.Certificate.Raw)
+	return nil
+}
+
+// sealShares splits the seed that is made for the first transition among the manifest's seed-share owners.
+func sealShares(seed pki.Seed, first *manifest.Transition) ([]api.SealedShare, error) {
+	owners := first.Manifest.SeedshareOwnerKeys
+	if len(owners) == 0 {
+		return nil, nil
+	}
+	shares, err := seed.Split(rand.Reader, first.Manifest.SeedshareThreshold, len(owners))
+	if err != nil {
+		return nil, err
+	}
+	sealed := make([]api.SealedShare, len(owners))
+	for i, owner := range owners {
+		s, err := api.SealShare(shares[i], owner, first.Hash, seed.RootKey())
+		if err != nil {
+			return nil, err
+		}
+		sealed[i] = *s
+	}
+	return sealed, nil
 }
 
 // issue answers a request whose evidence proved claims, under a policy of the manifest.

@@ -3,8 +3,10 @@
 // Its life has three states. Fresh, it knows no manifest and waits for one. The first manifest makes the seed, from which
 // the root CA's key follows, and a mesh CA whose key serves that manifest alone; the Coordinator is active. Each later
 // manifest must be signed by the owners of the one before, and makes a new mesh CA. A Coordinator that finds a history
-// in its store when it starts does not have the seed, which never leaves memory: it needs recovery, and answers nothing
-// else meanwhile. To say that it were fresh would let a host start over, with a manifest of its own.
+// in its store when it starts does not have the seed, which never leaves memory in clear: it needs recovery, and answers
+// nothing else meanwhile. To say that it were fresh would let a host start over, with a manifest of its own. As many
+// seed-share owners as the manifest's threshold give it the seed back, each one's share sealed to this process and signed
+// (recovery.go).
 //
 // The threat is a host that controls the network, the store and the clock, and may run Coordinators of its own. So
 // clients are believed only what their evidence says, every message that matters protects itself (package api), the
@@ -16,6 +18,7 @@ import (
 	"context"
 	"crypto/hpke"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -70,9 +73,9 @@ type Coordinator struct {
 	attesting *gate // evidence of its own
 	setting   *gate // manifests in memory
 
-	needsRecovery bool
-	setMutex      sync.Mutex                 // held while a manifest is being set
-	active        atomic.Pointer[generation] // nil before the first manifest
+	setMutex   sync.Mutex                 // held while a manifest is being set
+	active     atomic.Pointer[generation] // nil before the first manifest
+	recovering atomic.Pointer[recovery]   // nil unless recovery is needed
 }
 
 // New makes a Coordinator on what its store holds.
@@ -102,10 +105,16 @@ func New(ctx context.Context, cfg Config) (*Coordinator, error) {
 		c.validation.Collateral = cfg.Collateral
 		c.metrics.registry.MustRegister(cfg.Collateral)
 	}
-	switch _, err := c.store.Latest(ctx); {
+	switch latest, err := c.store.Latest(ctx); {
 	case err == nil:
-		c.needsRecovery = true
-		c.log.Warn("the store holds a history whose seed is not in this process: recovery is needed")
+		r, err := c.newRecovery(ctx, latest)
+		if err != nil {
+			return nil, fmt.Errorf("read the history in the store: %w", err)
+		}
+		c.recovering.Store(r)
+		c.log.Warn("the store holds a history whose seed is not in this process: recovery is needed",
+			"transition", hex.EncodeToString(r.transition().Hash[:]), "generation", len(r.history),
+			"owners", len(r.owners()), "threshold", r.threshold())
 	case !errors.Is(err, store.ErrNotFound):
 		return nil, fmt.Errorf("read the store: %w", err)
 	}
@@ -164,7 +173,7 @@ const (
 
 func (c *Coordinator) state() state {
 	switch {
-	case c.needsRecovery:
+	case c.recovering.Load() != nil:
 		return stateNeedsRecovery
 	case c.active.Load() == nil:
 		return stateFresh
@@ -175,7 +184,7 @@ func (c *Coordinator) state() state {
 
 // generation returns what the active manifest made.
 func (c *Coordinator) generation() (*generation, error) {
-	if c.needsRecovery {
+	if c.recovering.Load() != nil {
 		return nil, problem(api.CodeNeedsRecovery)
 	}
 	g := c.active.Load()

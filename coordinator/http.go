@@ -33,6 +33,7 @@ func (c *Coordinator) Handler() http.Handler {
 	mux.Handle(api.PathManifest, route(c, maxManifestBody, c.setting, c.set))
 	mux.Handle(api.PathNonce, route(c, maxSmallBody, nil, c.nonce))
 	mux.Handle(api.PathCertificate, route(c, maxCertificateBody, nil, c.certificate))
+	mux.Handle(api.PathRecover, route(c, maxSmallBody, nil, c.takeShare))
 	mux.Handle(api.PathHealth, get(http.HandlerFunc(c.health)))
 	mux.Handle(api.PathReady, get(http.HandlerFunc(c.ready)))
 	mux.Handle(api.PathMetrics, get(promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})))
@@ -115,6 +116,7 @@ var refusedMessages = map[string]string{
 	api.PathManifest:    "manifest refused",
 	api.PathNonce:       "nonce refused",
 	api.PathCertificate: "certificate refused",
+	api.PathRecover:     "seed share refused",
 }
 
 // logRefusal says what the client is not told. Rejected evidence is what operators look for first, so its parts are
@@ -160,7 +162,7 @@ func (c *Coordinator) health(w http.ResponseWriter, _ *http.Request) {
 // ready says that requests make sense: also to a fresh Coordinator, whose first manifest comes by the way that
 // readiness opens, and not to one that needs recovery.
 func (c *Coordinator) ready(w http.ResponseWriter, _ *http.Request) {
-	if c.needsRecovery {
+	if c.recovering.Load() != nil {
 		problem(api.CodeNeedsRecovery).write(w)
 		return
 	}

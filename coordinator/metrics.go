@@ -51,7 +51,7 @@ func newMetrics(c *Coordinator) *metrics {
 				return 0
 			}),
 		gauge("portcullis_needs_recovery", "1 while the seed of the store's history is not in memory.", func() float64 {
-			if c.needsRecovery {
+			if c.recovering.Load() != nil {
 				return 1
 			}
 			return 0

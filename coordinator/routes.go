@@ -19,18 +19,25 @@ import (
 // maxHistory bounds the manifests of a history together, so that the answer to attest stays one that clients read.
 const maxHistory = 32 << 20
 
-// attest says who this Coordinator is. It is refused while recovery is needed: the answer would look like a fresh
-// Coordinator's, and a data owner must not take one for the other.
+// attest says who this Coordinator is. While recovery is needed it is refused to those who did not ask for that: the answer
+// would look like a fresh Coordinator's, and a data owner must not take one for the other.
 func (c *Coordinator) attest(ctx context.Context, req *api.AttestRequest) (*api.AttestResponse, error) {
 	if len(req.Nonce) != api.NonceSize {
 		return nil, problem(api.CodeBadRequest).saying("nonce is %d bytes long, want %d", len(req.Nonce), api.NonceSize)
 	}
 	resp := &api.AttestResponse{HPKEKey: c.hpkeKey.PublicKey().Bytes(), History: []api.HistoryEntry{}}
-	switch g, err := c.generation(); {
-	case err == nil:
-		resp.RootCA, resp.MeshCA, resp.History = g.root.Raw, g.mesh.Certificate.Raw, g.history
-	case c.needsRecovery:
-		return nil, err
+	r := c.recovering.Load()
+	switch g := c.active.Load(); {
+	case req.Recovery && r == nil:
+		return nil, problem(api.CodeNoRecovery)
+	case req.Recovery && len(r.owners()) == 0:
+		return nil, problem(api.CodeNeedsRecovery).saying("the manifest lists no SeedshareOwnerKeys: nobody has the seed, deploy anew")
+	case req.Recovery:
+		resp.History, resp.Recovery = r.entries, r.progress()
+	case r != nil:
+		return nil, problem(api.CodeNeedsRecovery)
+	case g != nil:
+		resp.RootCA, resp.MeshCA, resp.History, resp.Shares = g.root.Raw, g.mesh.Certificate.Raw, g.history, g.shares
 	}
 	data, err := resp.ReportData(req.Nonce)
 	if err != nil {
@@ -61,10 +68,10 @@ func (c *Coordinator) ownEvidence(ctx context.Context, data attestation.ReportDa
 func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetResponse, error) {
 	c.setMutex.Lock()
 	defer c.setMutex.Unlock()
-	current, err := c.generation()
-	if c.needsRecovery {
-		return nil, err
+	if c.recovering.Load() != nil {
+		return nil, problem(api.CodeNeedsRecovery)
 	}
+	current := c.active.Load()
 	// What is wrong with the request whatever the manifest says comes first: a wrong previous also makes every signature
 	// wrong, and the conflict is the better explanation.
 	if len(req.Previous) != 32 {
@@ -77,6 +84,7 @@ func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetRes
 		return nil, problem(api.CodeTooLarge).saying("the history would be larger than %d bytes", maxHistory)
 	}
 	var transition *manifest.Transition
+	var err error
 	if current == nil {
 		transition, err = manifest.First(req.Manifest, req.Signatures)
 	} else {
@@ -93,7 +101,7 @@ func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetRes
 	if err != nil {
 		return nil, fmt.Errorf("make the authority of transition %x: %w", transition.Hash, err)
 	}
-	kept, err := objects(transition)
+	kept, err := objects(transition, next.shares)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +130,7 @@ func (c *Coordinator) validator(m *manifest.Manifest) (attestation.Validator, er
 	if m.Simulated() && !c.allowSimulated {
 		refused.faults = []string{"ReferenceValues.Simulated: this Coordinator does not trust evidence that no hardware made" +
 			" (it was started without --allow-simulated-tee)"}
-		return nil, refused
+		return nil, refused.because(errors.New(refused.faults[0]))
 	}
 	v, err := m.Validator(c.validation)
 	if errors.Is(err, manifest.ErrNoCollateral) {

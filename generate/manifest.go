@@ -10,6 +10,7 @@ import (
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/manifest/strictjson"
+	"portcullis.dev/portcullis/pki"
 )
 
 // ReadManifest reads the manifest that is to be updated. It may lack what UpdateManifest adds, but nothing in it may be
@@ -90,6 +91,18 @@ func AddOwner(m *manifest.Manifest, key *ecdsa.PublicKey) error {
 	m.WorkloadOwnerKeys = append(m.WorkloadOwnerKeys, owner)
 	if m.WorkloadOwnerThreshold == 0 {
 		m.WorkloadOwnerThreshold = 1
+	}
+	return nil
+}
+
+// AddSeedshareOwner lists key among m's seed-share owners. The threshold is the caller's to set.
+func AddSeedshareOwner(m *manifest.Manifest, key *pki.SeedsharePublicKey) error {
+	owner, err := manifest.NewSeedshareOwner(key)
+	if err != nil {
+		return fmt.Errorf("seed-share owner key: %w", err)
+	}
+	if m.SeedshareOwner(owner.SigningKey.SPKI()) < 0 {
+		m.SeedshareOwnerKeys = append(m.SeedshareOwnerKeys, owner)
 	}
 	return nil
 }

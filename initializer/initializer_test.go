@@ -351,7 +351,7 @@ func TestAnAnswerIsBelievedAsAWholeOrNotAtAll(t *testing.T) {
 		}, "open the workload secret"},
 		{"a short secret", func(*testing.T, *authority, *authority) func(*api.CertificateRequest, *answer) {
 			return func(_ *api.CertificateRequest, a *answer) { a.WorkloadSecret = []byte("short") }
-		}, "workload secret is 5 bytes long"},
+		}, "it is 5 bytes long"},
 		{"another transition", func(*testing.T, *authority, *authority) func(*api.CertificateRequest, *answer) {
 			return func(_ *api.CertificateRequest, a *answer) { a.TransitionHash = bytes.Repeat([]byte{9}, 32) }
 		}, "not the one of transition 0909"},

@@ -44,6 +44,11 @@ type Manifest struct {
 	WorkloadOwnerKeys []OwnerKey `json:",omitempty"`
 	// WorkloadOwnerThreshold is how many different WorkloadOwnerKeys must sign the next manifest.
 	WorkloadOwnerThreshold int `json:",omitempty"`
+	// SeedshareOwnerKeys receive the shares of the seed, and can give a restarted Coordinator its seed back. Without any, a
+	// restart ends the mesh. No later manifest may change them.
+	SeedshareOwnerKeys []SeedshareOwner `json:",omitempty"`
+	// SeedshareThreshold is how many different SeedshareOwnerKeys it takes. No later manifest may change it.
+	SeedshareThreshold int `json:",omitempty"`
 	// CertificateValidity is how long mesh certificates live.
 	CertificateValidity Validity `json:",omitzero"`
 	// AllowWildcardSANs acknowledges that some SAN stands for more than one name.
@@ -116,8 +121,6 @@ func (r ReferenceValues) Empty() bool {
 // UnknownField explains names that a reader of the design may expect.
 func (*Manifest) UnknownField(name string) string {
 	switch name {
-	case "SeedshareOwnerKeys", "SeedshareThreshold":
-		return "this version cannot split the seed among owners yet, so it must not look as if it did"
 	case "Successors":
 		return "this version cannot let two manifests overlap yet"
 	default:
@@ -280,6 +283,7 @@ func (m *Manifest) check(faults *strictjson.Faults) {
 	m.checkPolicies(faults)
 	m.checkReferenceValues(faults)
 	m.checkOwners(faults)
+	m.checkSeedshareOwners(faults)
 }
 
 func (m *Manifest) checkPolicies(faults *strictjson.Faults) {
@@ -345,14 +349,18 @@ func (m *Manifest) checkOwners(faults *strictjson.Faults) {
 		}
 		first[key.spki] = i
 	}
-	if faults.At(path) || faults.At("WorkloadOwnerThreshold") {
+	checkThreshold(faults, path, len(m.WorkloadOwnerKeys), "WorkloadOwnerThreshold", m.WorkloadOwnerThreshold)
+}
+
+func checkThreshold(faults *strictjson.Faults, keys string, n int, path string, threshold int) {
+	if faults.At(keys) || faults.At(path) {
 		return
 	}
-	switch n, t := len(m.WorkloadOwnerKeys), m.WorkloadOwnerThreshold; {
-	case n == 0 && t != 0:
-		faults.Add("WorkloadOwnerThreshold", "%d, but there are no WorkloadOwnerKeys", t)
-	case n > 0 && (t < 1 || t > n):
-		faults.Add("WorkloadOwnerThreshold", "%d, want 1 to %d, the number of WorkloadOwnerKeys", t, n)
+	switch {
+	case n == 0 && threshold != 0:
+		faults.Add(path, "%d, but there are no %s", threshold, keys)
+	case n > 0 && (threshold < 1 || threshold > n):
+		faults.Add(path, "%d, want 1 to %d, the number of %s", threshold, n, keys)
 	}
 }
 

@@ -101,6 +101,19 @@ func newKey(t testing.TB, curve elliptic.Curve) (*ecdsa.PrivateKey, manifest.Own
 	return key, owner
 }
 
+func newSeedshareOwner(t testing.TB) manifest.SeedshareOwner {
+	t.Helper()
+	key, err := pki.NewSeedshareKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner, err := manifest.NewSeedshareOwner(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return owner
+}
+
 // whole is a manifest that uses every field.
 func whole(t testing.TB) *manifest.Manifest {
 	t.Helper()
@@ -118,6 +131,8 @@ func whole(t testing.TB) *manifest.Manifest {
 		ReferenceValues:        manifest.ReferenceValues{Simulated: []simulated.ReferenceValue{reference()}},
 		WorkloadOwnerKeys:      []manifest.OwnerKey{alice, bob},
 		WorkloadOwnerThreshold: 2,
+		SeedshareOwnerKeys:     []manifest.SeedshareOwner{newSeedshareOwner(t), newSeedshareOwner(t)},
+		SeedshareThreshold:     1,
 		CertificateValidity:    validity,
 		AllowWildcardSANs:      true,
 	}
@@ -235,7 +250,6 @@ func TestParseReportsFaults(t *testing.T) {
 			}),
 			[]string{"ReferenceValues: there are none"},
 		},
-		"seed share owners":   {replace(`"Policies"`, `"SeedshareOwnerKeys": [], "Policies"`), []string{"SeedshareOwnerKeys: this version cannot split the seed"}},
 		"successors":          {replace(`"Policies"`, `"Successors": {}, "Policies"`), []string{"Successors: this version cannot let two manifests overlap"}},
 		"unknown role":        {replace(`"Role": "coordinator"`, `"Role": "Coordinator"`), []string{policyA + `.Role: role "Coordinator", want "coordinator" or no role`}},
 		"bad SAN":             {replace(`"10.0.0.1"`, `"10.0.0.01"`), []string{policyB + `.SANs[1]: SAN "10.0.0.01"`}},
@@ -271,6 +285,44 @@ func TestParseReportsFaults(t *testing.T) {
 		"one owner twice": {
 			altered(func(m *manifest.Manifest) { m.WorkloadOwnerKeys[1] = m.WorkloadOwnerKeys[0] }),
 			[]string{"WorkloadOwnerKeys[1]: the same key as WorkloadOwnerKeys[0]"},
+		},
+		"no seed-share threshold": {
+			altered(func(m *manifest.Manifest) { m.SeedshareThreshold = 0 }),
+			[]string{"SeedshareThreshold: 0, want 1 to 2, the number of SeedshareOwnerKeys"},
+		},
+		"seed-share threshold too high": {
+			altered(func(m *manifest.Manifest) { m.SeedshareThreshold = 3 }),
+			[]string{"SeedshareThreshold: 3, want 1 to 2"},
+		},
+		"seed-share threshold without keys": {
+			altered(func(m *manifest.Manifest) { m.SeedshareOwnerKeys = nil }),
+			[]string{"SeedshareThreshold: 1, but there are no SeedshareOwnerKeys"},
+		},
+		"one seed-share signing key twice": {
+			altered(func(m *manifest.Manifest) { m.SeedshareOwnerKeys[1].SigningKey = m.SeedshareOwnerKeys[0].SigningKey }),
+			[]string{"SeedshareOwnerKeys[1].SigningKey: the same key as SeedshareOwnerKeys[0].SigningKey"},
+		},
+		"one seed-share HPKE key twice": {
+			altered(func(m *manifest.Manifest) { m.SeedshareOwnerKeys[1].HPKEKey = m.SeedshareOwnerKeys[0].HPKEKey }),
+			[]string{"SeedshareOwnerKeys[1].HPKEKey: the same key as SeedshareOwnerKeys[0].HPKEKey"},
+		},
+		"too many seed-share owners": {
+			altered(func(m *manifest.Manifest) {
+				for range 31 {
+					m.SeedshareOwnerKeys = append(m.SeedshareOwnerKeys, newSeedshareOwner(t))
+				}
+			}),
+			[]string{"SeedshareOwnerKeys: there are 33, at most 32 are allowed"},
+		},
+		"empty seed-share owner": {
+			replace(`"SeedshareOwnerKeys": [`, `"SeedshareOwnerKeys": [{},`),
+			[]string{"SeedshareOwnerKeys[0].HPKEKey: is missing", "SeedshareOwnerKeys[0].SigningKey: is missing"},
+		},
+		"seed-share HPKE key not PEM": {
+			replace(`"HPKEKey": "-----BEGIN`, `"HPKEKey": "`), []string{"SeedshareOwnerKeys[0].HPKEKey: read an HPKE public key: want a PEM block"},
+		},
+		"seed-share owner with another field": {
+			replace(`"HPKEKey"`, `"Extra": 1, "HPKEKey"`), []string{"SeedshareOwnerKeys[0].Extra: unknown field"},
 		},
 		"no coordinator": {
 			altered(func(m *manifest.Manifest) { delete(m.Policies, hash(t, hashA)) }),
@@ -386,6 +438,76 @@ func TestTransitionHashIsTheDocumentedOne(t *testing.T) {
 	}
 	if got, want := string(manifest.SignedMessage(first)), "portcullis transition v1:"+hex.EncodeToString(first[:]); got != want {
 		t.Errorf("signed message %q, want %q", got, want)
+	}
+}
+
+func TestSeedshareOwnersNeverChange(t *testing.T) {
+	m := whole(t)
+	alice, owner := newKey(t, elliptic.P256())
+	m.WorkloadOwnerKeys, m.WorkloadOwnerThreshold = []manifest.OwnerKey{owner}, 1
+	sign := func(text string, previous [32]byte) []manifest.Signature {
+		digest := sha256.Sum256(manifest.SignedMessage(manifest.TransitionHash([]byte(text), previous)))
+		signature, err := ecdsa.SignASN1(rand.Reader, alice, digest[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []manifest.Signature{{PublicKey: owner.SPKI(), Signature: signature}}
+	}
+	text := encode(t, m)
+	first, err := manifest.First([]byte(text), sign(text, [32]byte{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	owners := slices.Clone(m.SeedshareOwnerKeys)
+	for name, test := range map[string]struct {
+		alter func()
+		want  []string
+	}{
+		"nothing":          {func() { m.AllowWildcardSANs = true }, nil},
+		"another owner":    {func() { m.SeedshareOwnerKeys = []manifest.SeedshareOwner{owners[0], newSeedshareOwner(t)} }, []string{"SeedshareOwnerKeys"}},
+		"another order":    {func() { m.SeedshareOwnerKeys = []manifest.SeedshareOwner{owners[1], owners[0]} }, []string{"SeedshareOwnerKeys"}},
+		"one more":         {func() { m.SeedshareOwnerKeys = append(slices.Clone(owners), newSeedshareOwner(t)) }, []string{"SeedshareOwnerKeys"}},
+		"one less":         {func() { m.SeedshareOwnerKeys = owners[:1] }, []string{"SeedshareOwnerKeys"}},
+		"another HPKE key": {func() { m.SeedshareOwnerKeys[0].HPKEKey = newSeedshareOwner(t).HPKEKey }, []string{"SeedshareOwnerKeys"}},
+		"threshold":        {func() { m.SeedshareThreshold = 2 }, []string{"SeedshareThreshold"}},
+		"all gone": {
+			func() { m.SeedshareOwnerKeys, m.SeedshareThreshold = nil, 0 }, []string{"SeedshareOwnerKeys", "SeedshareThreshold"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m.SeedshareOwnerKeys, m.SeedshareThreshold = slices.Clone(owners), 1
+			test.alter()
+			text := encode(t, m)
+			_, err := first.Next([]byte(text), sign(text, first.Hash))
+			if test.want == nil {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			malformed, ok := errors.AsType[*manifest.Error](err)
+			if !ok {
+				t.Fatalf("Next: %v, want an *Error", err)
+			}
+			var paths []string
+			for _, f := range malformed.Faults {
+				paths = append(paths, f.Path)
+			}
+			if !slices.Equal(paths, test.want) {
+				t.Errorf("faults at %q, want %q", paths, test.want)
+			}
+		})
+	}
+	for i, o := range owners {
+		if got := first.Manifest.SeedshareOwner(o.SigningKey.SPKI()); got != i {
+			t.Errorf("owner %d is number %d", i, got)
+		}
+	}
+	if (&manifest.Manifest{SeedshareOwnerKeys: make([]manifest.SeedshareOwner, 1)}).SeedshareOwner(nil) != -1 {
+		t.Error("no key is an owner's")
+	}
+	if _, err := (manifest.HPKEKey{}).MarshalText(); err == nil {
+		t.Error("the zero HPKE key encodes")
 	}
 }
 
@@ -525,7 +647,9 @@ func TestDocumentationsExampleIsAManifest(t *testing.T) {
 	if !ok {
 		t.Fatalf("Parse: %v, want faults of the abbreviated parts", err)
 	}
-	abbreviated := []string{"WorkloadOwnerKeys[0]", "WorkloadOwnerKeys[1]"}
+	abbreviated := []string{
+		"WorkloadOwnerKeys[0]", "WorkloadOwnerKeys[1]", "SeedshareOwnerKeys[0].HPKEKey", "SeedshareOwnerKeys[0].SigningKey",
+	}
 	for _, fault := range malformed.Faults {
 		if !slices.Contains(abbreviated, fault.Path) {
 			t.Errorf("the example has a fault: %s", fault.Error())

@@ -33,7 +33,8 @@ func First(text []byte, signatures []Signature) (*Transition, error) {
 	return next(nil, text, signatures)
 }
 
-// Next is the transition from t to another manifest, which t's owners must have signed.
+// Next is the transition from t to another manifest, which t's owners must have signed. It has t's seed-share owners: the
+// seed was split among them, and stays.
 func (t *Transition) Next(text []byte, signatures []Signature) (*Transition, error) {
 	if t == nil {
 		return nil, errors.New("a next transition needs one before it")
@@ -49,6 +50,9 @@ func next(current *Transition, text []byte, signatures []Signature) (*Transition
 	t := &Transition{Manifest: m, Signatures: signatures}
 	if current != nil {
 		t.Previous = current.Hash
+		if faults := m.changedSeedshares(current.Manifest); len(faults) > 0 {
+			return nil, &Error{faults}
+		}
 	}
 	t.Hash = TransitionHash(text, t.Previous)
 	switch {

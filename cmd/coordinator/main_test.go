@@ -24,6 +24,7 @@ import (
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/pki"
 	"portcullis.dev/portcullis/tests/netlab"
 	"portcullis.dev/portcullis/tests/simtee"
 )
@@ -59,9 +60,19 @@ func TestScripts(t *testing.T) {
 			t.Errorf("serve evidence: %v", err)
 		}
 	})
+	key, err := pki.NewSeedshareKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner, err := manifest.NewSeedshareOwner(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
 	m := manifest.Manifest{
-		Policies:        map[attestation.PolicyHash]manifest.Policy{policy: {Role: manifest.RoleCoordinator}},
-		ReferenceValues: manifest.ReferenceValues{Simulated: []simulated.ReferenceValue{world.Reference(measurement)}},
+		Policies:           map[attestation.PolicyHash]manifest.Policy{policy: {Role: manifest.RoleCoordinator}},
+		ReferenceValues:    manifest.ReferenceValues{Simulated: []simulated.ReferenceValue{world.Reference(measurement)}},
+		SeedshareOwnerKeys: []manifest.SeedshareOwner{owner},
+		SeedshareThreshold: 1,
 	}
 	text, err := m.Encode()
 	if err != nil {
@@ -79,6 +90,9 @@ func TestScripts(t *testing.T) {
 			"arm":    arm,
 			"guard":  guardIs,
 			"set":    set,
+			"recover": func(ts *testscript.TestScript, _ bool, args []string) {
+				recoverSeed(ts, key, args)
+			},
 		},
 		RequireExplicitExec: true,
 	})
@@ -157,20 +171,47 @@ func guardIs(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// set ADDRESS FILE: the Coordinator gets its first manifest, and verifies under it.
+// set ADDRESS FILE: the Coordinator gets its first manifest, and verifies under it. Its seed share is in share.json.
 func set(ts *testscript.TestScript, _ bool, args []string) {
-	text := []byte(ts.ReadFile(args[1]))
-	trusted, err := manifest.Parse(text)
-	ts.Check(err)
-	c, err := api.New(args[0])
-	ts.Check(err)
+	c, trusted := coordinatorOf(ts, args)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	_, err = c.Set(ctx, api.SetRequest{Manifest: text, Previous: make([]byte, 32)})
+	_, err := c.Set(ctx, api.SetRequest{Manifest: trusted.Text(), Previous: make([]byte, 32)})
 	ts.Check(err)
 	nonce := make([]byte, api.NonceSize)
 	resp, err := c.Attest(ctx, nonce)
 	ts.Check(err)
-	_, err = api.VerifyCoordinator(ctx, resp, nonce, trusted, manifest.ValidatorOptions{})
+	v, err := api.VerifyCoordinator(ctx, resp, nonce, trusted, manifest.ValidatorOptions{})
 	ts.Check(err)
+	share, err := json.Marshal(v.Shares[0])
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs("share.json"), share, 0o644))
+}
+
+// recover ADDRESS FILE: the Coordinator, which waits to go on from that manifest, gets the share in share.json.
+func recoverSeed(ts *testscript.TestScript, key *pki.SeedshareKey, args []string) {
+	c, trusted := coordinatorOf(ts, args)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	nonce := make([]byte, api.NonceSize)
+	resp, err := c.AttestRecovery(ctx, nonce)
+	ts.Check(err)
+	v, err := api.VerifyRecovery(ctx, resp, nonce, trusted, manifest.ValidatorOptions{})
+	ts.Check(err)
+	var sealed api.SealedShare
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile("share.json")), &sealed))
+	share, err := sealed.Open(key.HPKE)
+	ts.Check(err)
+	req, err := api.NewRecoverRequest(share, key.Signing, v)
+	ts.Check(err)
+	_, err = c.Recover(ctx, *req)
+	ts.Check(err)
+}
+
+func coordinatorOf(ts *testscript.TestScript, args []string) (*api.Client, *manifest.Manifest) {
+	trusted, err := manifest.Parse([]byte(ts.ReadFile(args[1])))
+	ts.Check(err)
+	c, err := api.New(args[0])
+	ts.Check(err)
+	return c, trusted
 }

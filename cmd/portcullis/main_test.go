@@ -3,13 +3,20 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +29,7 @@ import (
 	tdxtest "github.com/google/go-tdx-guest/testing/testdata"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/snp"
 	"portcullis.dev/portcullis/attestation/tdx"
@@ -29,6 +37,7 @@ import (
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/pki"
 	"portcullis.dev/portcullis/tests/netlab"
 	"portcullis.dev/portcullis/tests/simtee"
 )
@@ -48,6 +57,10 @@ func TestMain(m *testing.M) {
 //
 //	exits CODE portcullis ARG...    run portcullis, which must exit with that code
 //	coordinator [MEASUREMENT]       start a Coordinator in a pretended TEE, as the pod of manifest.json; $COORDINATOR is its address
+//	                                and $STORE the file of its history
+//	restart                         start another one, on a copy of $STORE as it is now: what kill -9 leaves
+//	splice ADDRESS OTHER            $COORDINATOR is a proxy of ADDRESS that asks OTHER for the evidence of one that serves
+//	certificate                     get a certificate from it, as a pod of manifest.json; certificate.json is the answer
 //	tee                             serve the pretended TEE's evidence, as the pod of policy aa..aa; for one script alone
 //
 // and the files shop.yaml, policy.rego (the demo's) and values.json (the pretended TEE's reference values); evidence.json and
@@ -60,6 +73,9 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits":       exits,
 			"coordinator": startCoordinator,
+			"restart":     restartCoordinator,
+			"splice":      splice,
+			"certificate": getCertificate,
 			"tee":         serveEvidence,
 		},
 		RequireUniqueNames: true,
@@ -171,19 +187,37 @@ func startCoordinator(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) > 1 {
 		ts.Fatalf("usage: coordinator [MEASUREMENT]")
 	}
-	m, err := manifest.Parse([]byte(ts.ReadFile("manifest.json")))
-	ts.Check(err)
-	world, err := newWorld()
-	ts.Check(err)
 	launched := measurement
 	if len(args) == 1 {
 		raw, err := hex.DecodeString(args[0])
 		ts.Check(err)
 		copy(launched[:], raw)
 	}
+	serveCoordinator(ts, launched, nil)
+}
+
+func restartCoordinator(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: restart")
+	}
+	history, err := os.ReadFile(ts.MkAbs(ts.Getenv("STORE")))
+	ts.Check(err)
+	serveCoordinator(ts, measurement, history)
+}
+
+// serveCoordinator starts a Coordinator on a store of its own, with that history in it.
+func serveCoordinator(ts *testscript.TestScript, launched simtee.Measurement, history []byte) {
+	m, err := manifest.Parse([]byte(ts.ReadFile("manifest.json")))
+	ts.Check(err)
+	world, err := newWorld()
+	ts.Check(err)
 	folder, err := os.MkdirTemp(ts.Getenv("WORK"), "coordinator")
 	ts.Check(err)
-	db, err := store.OpenBolt(filepath.Join(folder, "coordinator.db"))
+	path := filepath.Join(folder, "coordinator.db")
+	if history != nil {
+		ts.Check(os.WriteFile(path, history, 0o600))
+	}
+	db, err := store.OpenBolt(path)
 	ts.Check(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	c, err := coordinator.New(ctx, coordinator.Config{
@@ -202,4 +236,56 @@ func startCoordinator(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(errors.Join(<-served, db.Close()))
 	})
 	ts.Setenv("COORDINATOR", fmt.Sprint(listener.Addr()))
+	ts.Setenv("STORE", path)
+}
+
+func splice(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: splice ADDRESS OTHER")
+	}
+	server := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		body, _ := io.ReadAll(r.In.Body)
+		r.Out.Body = io.NopCloser(bytes.NewReader(body))
+		to := args[0]
+		if r.In.URL.Path == api.PathAttest && !bytes.Contains(body, []byte("recovery")) {
+			to = args[1]
+		}
+		r.SetURL(&url.URL{Scheme: "http", Host: to})
+	}})
+	ts.Defer(server.Close)
+	ts.Setenv("COORDINATOR", server.Listener.Addr().String())
+}
+
+func getCertificate(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 0 {
+		ts.Fatalf("usage: certificate")
+	}
+	m, err := manifest.Parse([]byte(ts.ReadFile("manifest.json")))
+	ts.Check(err)
+	world, err := newWorld()
+	ts.Check(err)
+	c, err := api.New(ts.Getenv("COORDINATOR"))
+	ts.Check(err)
+	ctx := context.Background()
+	nonce, err := c.Nonce(ctx)
+	ts.Check(err)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	spki, err := pki.SPKI(&key.PublicKey)
+	ts.Check(err)
+	sealing, err := api.NewHPKEKey()
+	ts.Check(err)
+	req := &api.CertificateRequest{Nonce: nonce, PublicKey: spki, HPKEKey: sealing.PublicKey().Bytes()}
+	for hash, p := range m.Policies {
+		if p.Role == manifest.RoleNone {
+			req.Evidence, err = world.Machine(measurement, hash).Issue(ctx, req.ReportData())
+			ts.Check(err)
+		}
+	}
+	ts.Check(req.Sign(key))
+	resp, err := c.Certificate(ctx, *req)
+	ts.Check(err)
+	text, err := json.Marshal(resp)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs("certificate.json"), text, 0o644))
 }

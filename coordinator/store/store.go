@@ -28,6 +28,7 @@ const (
 	Manifest   Kind = "manifest"   // named by SHA-256 of itself
 	Transition Kind = "transition" // named by SHA-256 of itself
 	Signatures Kind = "signatures" // the owners' signatures of a transition, named by its hash
+	Shares     Kind = "shares"     // the sealed shares of the seed, named by the first transition's hash
 )
 
 // Name is where an object is kept. Its text is manifest/<64 hexadecimal digits>, and so on.

@@ -1,0 +1,198 @@
+package coordinator
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"portcullis.dev/portcullis/api"
+	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/coordinator/store"
+	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/pki"
+)
+
+// recovery is a Coordinator that has a history and waits for its seed.
+//
+// The history is the host's word. That its seed's Coordinator reached it, latest's signature shows once the seed is there;
+// that it is the newest one, only the owners know, who verify it before they give a share and sign for which transition
+// they give it. The shares are the owners' word, not anybody's who can seal something to a public key: a seed of the
+// host's choosing would make the root CA the host's.
+type recovery struct {
+	history   []*manifest.Transition // oldest first, never empty
+	entries   []api.HistoryEntry     // the same
+	latest    []byte                 // the store's latest
+	signature []byte                 // the one in latest
+	sealed    []api.SealedShare      // as the store has them
+	validator attestation.Validator
+
+	mutex  sync.Mutex
+	nonce  []byte            // what owners sign, so that no share counts twice
+	shares map[int]pki.Share // by their owners' place in the manifest
+}
+
+// newRecovery reads the store's history and checks all that can be checked without the seed.
+func (c *Coordinator) newRecovery(ctx context.Context, latest []byte) (*recovery, error) {
+	hash, signature, err := parseLatest(latest)
+	if err != nil {
+		return nil, err
+	}
+	r := &recovery{latest: latest, signature: signature}
+	if r.entries, err = readHistory(ctx, c.store, hash); err != nil {
+		return nil, err
+	}
+	if len(r.entries) == 0 {
+		return nil, fmt.Errorf("latest names no transition")
+	}
+	if r.history, err = api.VerifyHistory(r.entries); err != nil {
+		return nil, err
+	}
+	if r.validator, err = c.validator(r.transition().Manifest); err != nil {
+		return nil, err
+	}
+	if err := readJSON(ctx, c.store, store.Name{Kind: store.Shares, Hash: r.history[0].Hash}, &r.sealed); err != nil {
+		return nil, err
+	}
+	r.startOver()
+	return r, nil
+}
+
+// startOver forgets the shares, and what owners signed for them.
+func (r *recovery) startOver() {
+	r.shares = make(map[int]pki.Share)
+	r.nonce = make([]byte, api.NonceSize)
+	rand.Read(r.nonce) // never fails (crypto/rand)
+}
+
+func (r *recovery) transition() *manifest.Transition { return r.history[len(r.history)-1] }
+func (r *recovery) owners() []manifest.SeedshareOwner {
+	return r.transition().Manifest.SeedshareOwnerKeys
+}
+
+func (r *recovery) threshold() int { return r.transition().Manifest.SeedshareThreshold }
+
+func (r *recovery) progress() *api.Recovery {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	return &api.Recovery{Nonce: r.nonce, Collected: len(r.shares), Threshold: r.threshold()}
+}
+
+// takeShare takes one owner's share. With the last one that it takes, the Coordinator is the authority again.
+func (c *Coordinator) takeShare(_ context.Context, req *api.RecoverRequest) (*api.RecoverResponse, error) {
+	r := c.recovering.Load()
+	if r == nil {
+		return nil, problem(api.CodeNoRecovery)
+	}
+	owner := r.transition().Manifest.SeedshareOwner(req.PublicKey)
+	if owner < 0 {
+		return nil, problem(api.CodeBadSignature).saying("publicKey is not the signing key of one of the manifest's SeedshareOwnerKeys")
+	}
+	key, err := pki.ParseSPKI(req.PublicKey)
+	if err != nil {
+		return nil, problem(api.CodeBadRequest).saying("publicKey is not the SPKI of an ECDSA key").because(err)
+	}
+	if !req.VerifySignature(key, c.hpkeKey.PublicKey().Bytes()) {
+		return nil, problem(api.CodeBadSignature).saying(
+			"signature is not the owner's over this share, nonce and transition, for this Coordinator since its last restart")
+	}
+	if hash := r.transition().Hash; !bytes.Equal(req.TransitionHash, hash[:]) {
+		return nil, problem(api.CodeConflict).saying("transitionHash is not the latest transition of this Coordinator")
+	}
+	share, err := req.Open(c.hpkeKey)
+	if err != nil {
+		return nil, problem(api.CodeBadRequest).saying("share is not sealed to this Coordinator").because(err)
+	}
+	if share.Index() != owner+1 {
+		return nil, problem(api.CodeBadRequest).saying("share is not this owner's").
+			because(fmt.Errorf("%s gave the share number %d, want %d", fingerprint(req.PublicKey), share.Index(), owner+1))
+	}
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	switch _, repeated := r.shares[owner]; {
+	case c.recovering.Load() != r:
+		return nil, problem(api.CodeNoRecovery)
+	case !bytes.Equal(req.Nonce, r.nonce):
+		return nil, problem(api.CodeBadNonce)
+	case repeated:
+		return nil, problem(api.CodeShareRepeated).because(fmt.Errorf("%s gave a share already", fingerprint(req.PublicKey)))
+	}
+	r.shares[owner] = share
+	resp := &api.RecoverResponse{Collected: len(r.shares), Threshold: r.threshold()}
+	c.log.Info("seed share taken", "owner", fingerprint(req.PublicKey), "collected", resp.Collected, "threshold", resp.Threshold)
+	if resp.Collected < resp.Threshold {
+		return resp, nil
+	}
+	g, err := r.recover(time.Now(), c.log)
+	if err != nil {
+		err = fmt.Errorf("shares of %v: %w", r.givers(), err)
+		r.startOver()
+		return nil, problem(api.CodeSharesDiscarded).because(err)
+	}
+	r.shares = nil
+	c.active.Store(g)
+	c.recovering.Store(nil)
+	c.log.Info("recovered", "generation", len(g.history), "transition", hex.EncodeToString(g.transition.Hash[:]))
+	resp.Recovered = true
+	return resp, nil
+}
+
+// recover makes the generation that the history ends with, if the shares are those of its seed. The mesh CA is a new one:
+// the key of the one before was in the memory of the process that died, and pods that it certified are to be rolled out
+// again.
+func (r *recovery) recover(now time.Time, log *slog.Logger) (*generation, error) {
+	seed, err := pki.Combine(slices.Collect(maps.Values(r.shares)))
+	if err != nil {
+		return nil, err
+	}
+	t := r.transition()
+	if !signedLatest(t.Hash, r.signature, &seed.TransactionKey().PublicKey) {
+		return nil, fmt.Errorf("they make a seed whose transaction key did not sign transition %x", t.Hash)
+	}
+	g := &generation{transition: t, history: r.entries, latest: r.latest, validator: r.validator}
+	if err := g.take(seed, now); err != nil {
+		return nil, err
+	}
+	if err := g.newMeshCA(now); err != nil {
+		return nil, err
+	}
+	if g.shares = r.ownShares(g); len(g.shares) == 0 {
+		log.Warn("the store's seed shares are not this seed's; the owners' own copies are as good as ever")
+	}
+	return g, nil
+}
+
+// ownShares are the store's sealed shares, if the root CA's key signed them all.
+func (r *recovery) ownShares(g *generation) []api.SealedShare {
+	for i := range r.sealed {
+		if !bytes.Equal(r.sealed[i].RootKey, g.root.RawSubjectPublicKeyInfo) || r.sealed[i].Verify() != nil {
+			return nil
+		}
+	}
+	if len(r.sealed) != len(r.owners()) {
+		return nil
+	}
+	return r.sealed
+}
+
+// givers names the owners of the shares that are here.
+func (r *recovery) givers() []string {
+	var names []string
+	for _, i := range slices.Sorted(maps.Keys(r.shares)) {
+		names = append(names, fingerprint(r.owners()[i].SigningKey.SPKI()))
+	}
+	return names
+}
+
+// fingerprint is how people tell owners apart: the first 8 bytes of SHA-256 of the SPKI, as `portcullis set` names files.
+func fingerprint(spki []byte) string {
+	hash := sha256.Sum256(spki)
+	return hex.EncodeToString(hash[:8])
+}
