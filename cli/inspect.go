@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -295,6 +296,10 @@ func (i *inspection) write(w io.Writer) error {
 	}
 	if i.Verdict != nil {
 		fmt.Fprintf(t, "\nverdict: %s\n", i.Verdict.Verdict)
+		if c := i.Verdict.Claims; c != nil && c.TDX != nil {
+			fmt.Fprintf(t, "Intel says: platform %s, TDX module %s, quoting enclave %s, advisories %s\n", c.TDX.PlatformTCBStatus,
+				c.TDX.ModuleTCBStatus, c.TDX.QETCBStatus, cmp.Or(strings.Join(c.TDX.Advisories, ", "), "none"))
+		}
 		if !i.Fresh {
 			fmt.Fprintln(t, "the report data was not compared: give --report-data to know whether the evidence is fresh")
 		}

@@ -53,7 +53,7 @@ func TestInspectionOfHardware(t *testing.T) {
 		"SNP, wrong": {
 			guest, manifest.ReferenceValues{SNP: onSNP.SNP[:1]}, &simtee.KDS{}, exitNo, []string{"want 09", "verdict: rejected"}, "accepted",
 		},
-		"TDX": {td, onTDX, intel, 0, []string{"ReferenceValues.TDX[0]: 0 of", "TCB.MODULE", "verdict: accepted"}, "WRONG"},
+		"TDX": {td, onTDX, intel, 0, []string{"ReferenceValues.TDX[0]: 0 of", "TCB.MODULE", "verdict: accepted", "Intel says: platform UpToDate"}, "WRONG"},
 		"TDX, Intel down": {
 			td, onTDX, &simtdx.World{}, exitFailed, []string{"ReferenceValues.TDX[0]: 0 of", "verdict: unavailable"}, "TCB.MODULE",
 		},

@@ -163,7 +163,7 @@ func (m *tdxMeasurements) firmware(cmd *cobra.Command, path string) error {
 	}
 	mrtd, err := firmware.MRTD()
 	if err != nil {
-		return malformed("TDX needs a build of OVMF for it", "measure %s: %w", path, err)
+		return malformed("TDX needs a build of OVMF for it, with code and variables in one file", "measure %s: %w", path, err)
 	}
 	m.MRTD = hex.EncodeToString(mrtd[:])
 	return nil

@@ -134,6 +134,13 @@ func (a *authority) issue(r *api.CertificateRequest) (*api.CertificateResponse, 
 	return &answer, nil
 }
 
+// asked is how many certificates were asked for.
+func (a *authority) asked() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.requests)
+}
+
 // echo is a TEE whose report is the report data.
 type echo struct{}
 
@@ -619,7 +626,7 @@ func TestCertificatesAreRenewedForEver(t *testing.T) {
 			// The pod is ready from its first certificate on, at every moment.
 			return p.ready() && time.Since(began) > 20*time.Hour
 		})
-		if len(a.requests) != 1 {
+		if a.asked() != 1 {
 			t.Fatalf("a certificate of 30 days was renewed within a day")
 		}
 	})
@@ -627,14 +634,14 @@ func TestCertificatesAreRenewedForEver(t *testing.T) {
 		a.validity = time.Hour
 		began, unready := time.Now(), 0
 		p.runBy(t, time.Minute, func() bool {
-			if !p.ready() && len(a.requests) > 0 {
+			if !p.ready() && a.asked() > 0 {
 				unready++
 			}
-			return time.Since(began) > 10*time.Hour
+			return time.Since(began) > 4*time.Hour
 		})
 		// Certificates of 65 minutes, for they are backdated by five, last 32 to 39 minutes each.
-		if n := len(a.requests); n < 15 || n > 19 {
-			t.Errorf("in ten hours %d certificates of an hour were asked for", n)
+		if n := a.asked(); n < 6 || n > 8 {
+			t.Errorf("in four hours %d certificates of an hour were asked for", n)
 		}
 		if unready > 1 {
 			t.Errorf("it was not ready %d times", unready)
@@ -664,10 +671,10 @@ func TestWhileARenewalFailsTheOldCertificateStays(t *testing.T) {
 		}
 		a.errs = down
 		p.runBy(t, 10*time.Second, func() bool {
-			if len(a.requests) == 1 && snapshot(t, p.Dir) != before {
+			if a.asked() == 1 && snapshot(t, p.Dir) != before {
 				t.Error("the volume changed without an answer")
 			}
-			return len(a.requests) == 2
+			return a.asked() == 2
 		})
 		if n := strings.Count(p.log.String(), "nobody answers"); n != len(down) {
 			t.Errorf("it failed %d times", n)
@@ -702,11 +709,11 @@ func TestTheShortestCertificatesHaveNoGapBetweenThem(t *testing.T) {
 		a.validity = manifest.MinValidity
 		p.run(t, p.ready)
 		began := time.Now()
-		p.runBy(t, time.Second, func() bool {
+		p.runBy(t, 2*time.Second, func() bool {
 			if !p.ready() {
 				t.Fatalf("after %v the certificate has ended", time.Since(began))
 			}
-			return time.Since(began) > 10*time.Minute
+			return time.Since(began) > 5*time.Minute
 		})
 	})
 }
@@ -715,9 +722,9 @@ func TestCertificatesOfNoLifeAreNotAskedForInCircles(t *testing.T) {
 	inBubble(t, func(t *testing.T, a *authority, p *pod) {
 		a.validity = 10 * time.Second
 		began := time.Now()
-		p.runBy(t, time.Minute, func() bool { return time.Since(began) > 10*time.Minute })
-		if n := len(a.requests); n < 50 || n > 70 {
-			t.Errorf("in ten minutes %d certificates were asked for, want one in ten seconds", n)
+		p.runBy(t, time.Minute, func() bool { return time.Since(began) > 5*time.Minute })
+		if n := a.asked(); n < 25 || n > 45 {
+			t.Errorf("in five minutes %d certificates were asked for, want one in ten seconds", n)
 		}
 	})
 }

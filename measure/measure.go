@@ -25,6 +25,9 @@ const pageSize = 4096
 // maxFirmware bounds a firmware, in bytes: it ends at 4 GiB, below which chipsets leave it 16 MiB.
 const maxFirmware = 16 << 20
 
+// maxMemory bounds the sections of a firmware together, in bytes. OVMF's are its own size and some hundred pages.
+const maxMemory = 256 << 20
+
 // Firmware is a build of edk2's OvmfPkg, as OVMF.fd or the code half of it.
 type Firmware struct {
 	raw   []byte

@@ -91,10 +91,13 @@ func (s SNP) sections(d *launchDigest) error {
 	if err != nil {
 		return err
 	}
-	hashed := false
+	hashed, total := false, uint64(0)
 	for _, section := range sections {
 		gpa, size := uint64(binary.LittleEndian.Uint32(section)), uint64(binary.LittleEndian.Uint32(section[4:]))
 		kind := binary.LittleEndian.Uint32(section[8:])
+		if total += size; total > maxMemory {
+			return fmt.Errorf("the firmware's sections are larger than %d bytes together", maxMemory)
+		}
 		if gpa%pageSize != 0 || size%pageSize != 0 || size == 0 {
 			return fmt.Errorf("a section of the firmware at %#x, %#x bytes, is not of whole pages", gpa, size)
 		}

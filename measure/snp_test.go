@@ -170,6 +170,7 @@ func TestSNPMeasurementThatCannotBeIsExplained(t *testing.T) {
 		"unknown section":       {lastSection(section{0x820000, 0x1000, 9}), nil, "type 0x9, which is unknown"},
 		"half a page":           {lastSection(section{0x820000, 0x800, 1}), nil, "is not of whole pages"},
 		"no page":               {lastSection(section{0x820000, 0, 1}), nil, "is not of whole pages"},
+		"endless":               {lastSection(section{0x820000, 0x20000000, 1}), nil, "larger than 268435456 bytes together"},
 		"two pages of secrets":  {lastSection(section{0x820000, 0x2000, 2}), nil, "want one page"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -19,9 +19,6 @@ const (
 	attributeExtend = 1 << 0 // the contents are measured, not only the place
 )
 
-// maxSection bounds a section in memory, in bytes. The largest is the firmware.
-const maxSection = 1 << 30
-
 // MRTD computes the measurement of a TD's first memory: for each page that is added, its place, and for each 256 bytes that
 // are measured, their place and contents (Intel TDX Module ABI specification, TDH.MEM.PAGE.ADD and TDH.MR.EXTEND). Pages are
 // measured as they are added, in the order of the metadata, as KVM does since Linux 6.16; a host that adds all pages before
@@ -32,17 +29,20 @@ func (f *Firmware) MRTD() (mrtd [sha512.Size384]byte, err error) {
 		return mrtd, err
 	}
 	h := sha512.New384()
-	measured := false
+	measured, total := false, uint64(0)
 	for _, section := range sections {
 		offset, size := binary.LittleEndian.Uint32(section), binary.LittleEndian.Uint32(section[4:])
 		gpa, inMemory := binary.LittleEndian.Uint64(section[8:]), binary.LittleEndian.Uint64(section[16:])
 		kind, attributes := binary.LittleEndian.Uint32(section[24:]), binary.LittleEndian.Uint32(section[28:])
+		if total += min(inMemory, maxMemory+1); total > maxMemory {
+			return mrtd, fmt.Errorf("the firmware's sections are larger than %d bytes together", maxMemory)
+		}
 		switch {
 		case kind > sectionTemporary:
 			return mrtd, fmt.Errorf("the firmware has a section of type %d, which is unknown", kind)
 		case attributes&^attributeExtend != 0:
 			return mrtd, fmt.Errorf("the firmware has a section with attributes %#x, which are unknown", attributes)
-		case gpa%pageSize != 0 || inMemory%pageSize != 0 || inMemory > maxSection || gpa > 1<<52:
+		case gpa%pageSize != 0 || inMemory%pageSize != 0 || gpa > 1<<52:
 			return mrtd, fmt.Errorf("the firmware's section at %#x, %#x bytes, is not of whole pages", gpa, inMemory)
 		case uint64(offset)+uint64(size) > uint64(len(f.raw)) || uint64(size) > inMemory:
 			return mrtd, fmt.Errorf("the firmware's section of %#x bytes at %#x is not in its %#x bytes", size, offset, len(f.raw))

@@ -6,8 +6,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -68,7 +66,7 @@ func TestMRTDThatCannotBeIsExplained(t *testing.T) {
 		"half a page":         {change(func(s *td) { s.gpa++ }), "is not of whole pages"},
 		"outside of the file": {change(func(s *td) { s.offset = 0x2000 }), "is not in its"},
 		"larger than memory":  {change(func(s *td) { s.inMemory = 0x1000 }), "is not in its"},
-		"endless":             {change(func(s *td) { s.inMemory = 1 << 40 }), "is not of whole pages"},
+		"endless":             {change(func(s *td) { s.inMemory = 1 << 40 }), "larger than 268435456 bytes together"},
 		"memory with data":    {change(func(s *td) { s.kind = 3 }), "of type 3 has contents"},
 		"code not measured":   {change(func(s *td) { s.attributes = 0 }), "does not ask for its own code to be measured"},
 	} {
@@ -81,16 +79,14 @@ func TestMRTDThatCannotBeIsExplained(t *testing.T) {
 	}
 }
 
-// ccel is the event log of a TD on Google's cloud, and the quote of the same TD, which go-tdx-guest carries.
+// ccel is the event log of a TD on Google's cloud, and the quote of the same TD.
 func ccel(t *testing.T) (log, quote []byte) {
 	t.Helper()
-	dir, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/google/go-tdx-guest").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	folder := filepath.Join(strings.TrimSpace(string(dir)), "testing/testdata/ccel")
-	for name, to := range map[string]*[]byte{"ccel_data.dat": &log, "cos-113-tdx-quote.dat": &quote} {
-		if *to, err = os.ReadFile(filepath.Join(folder, name)); err != nil {
+	for path, to := range map[string]*[]byte{
+		"testdata/cos-113.ccel": &log, "../attestation/tdx/testdata/cos-113.quote": &quote,
+	} {
+		var err error
+		if *to, err = os.ReadFile(path); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -69,7 +69,7 @@ func Decode(e attestation.Evidence) ([]attestation.Field, error) {
 	}
 	octets := func(name string, b []byte) {
 		meaning := ""
-		if judge.AllZero(b) {
+		if len(b) >= 16 && judge.AllZero(b) {
 			meaning = "none"
 		}
 		add(name, hex.EncodeToString(b), meaning)
@@ -127,8 +127,10 @@ func Decode(e attestation.Evidence) ([]attestation.Field, error) {
 	}
 	octets("SIGNATURE", q.signature)
 	octets("ATTESTATION_KEY", q.attestationKey)
+	octets("QE_REPORT.CPUSVN", q.qe.raw[:16])
 	octets("QE_REPORT.MISCSELECT", q.qe.miscSelect)
 	octets("QE_REPORT.ATTRIBUTES", q.qe.attributes)
+	octets("QE_REPORT.MRENCLAVE", q.qe.raw[64:96])
 	octets("QE_REPORT.MRSIGNER", q.qe.mrSigner)
 	add("QE_REPORT.ISVPRODID", fmt.Sprint(q.qe.isvProdID), "")
 	add("QE_REPORT.ISVSVN", fmt.Sprint(q.qe.isvSVN), "the quoting enclave's security version")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/internal/judge"
 	"portcullis.dev/portcullis/attestation/tsm"
 )
 
@@ -18,9 +19,11 @@ const (
 	atTEEType      = 4
 	tdxTEE         = 0x81
 	atReportDataV4 = 48 + 520
-	atReportDataV5 = 48 + 6 + 520
-	lenReportData  = 64
-	maxIssued      = 128 << 10
+	// where the length of the signature data stands, which is all that follows
+	atSignatureSizeV4 = 48 + 584
+	atReportDataV5    = 48 + 6 + 520
+	lenReportData     = 64
+	maxIssued         = 128 << 10
 )
 
 // NewIssuer makes evidence through configfs-tsm, whose provider must be tsm.TDX. There is no other way: the device file of
@@ -47,7 +50,20 @@ func (i *issuer) Issue(ctx context.Context, data attestation.ReportData) (attest
 	if err != nil {
 		return attestation.Evidence{}, fmt.Errorf("issue evidence: %w", err)
 	}
-	return attestation.Evidence{Platform: attestation.TDX, Report: quote}, nil
+	return attestation.Evidence{Platform: attestation.TDX, Report: unpadded(quote)}, nil
+}
+
+// unpadded is a quote of version 4 without the zeros behind it, of which some hypervisors send tens of KiB: nobody signed
+// them, and a Coordinator's patience is bounded.
+func unpadded(quote []byte) []byte {
+	if binary.LittleEndian.Uint16(quote) != 4 {
+		return quote
+	}
+	end := uint64(atSignatureSizeV4) + 4 + uint64(binary.LittleEndian.Uint32(quote[atSignatureSizeV4:]))
+	if end >= uint64(len(quote)) || !judge.AllZero(quote[end:]) {
+		return quote
+	}
+	return quote[:end]
 }
 
 // about says why quote is none over data.

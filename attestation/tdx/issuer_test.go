@@ -53,6 +53,33 @@ func TestEvidenceIsTheWholeQuote(t *testing.T) {
 	}
 }
 
+func TestPaddingStaysBehind(t *testing.T) {
+	whole := testdata.RawQuote[:atSignatureSizeV4+4+int(binary.LittleEndian.Uint32(testdata.RawQuote[atSignatureSizeV4:]))]
+	for name, tc := range map[string]struct{ behind, want []byte }{
+		"nothing":        {nil, nil},
+		"zeros":          {make([]byte, 60<<10), nil},
+		"something else": {[]byte{0, 0, 1, 0}, []byte{0, 0, 1, 0}},
+	} {
+		data := attestation.NewReportData("test")
+		want := data.Bytes()
+		e, err := throughConfigfs(t, func(in []byte) []byte {
+			return append(quoted(whole, atReportDataV4, in), tc.behind...)
+		}).Issue(t.Context(), data)
+		if err != nil || !bytes.Equal(e.Report, append(quoted(whole, atReportDataV4, want[:]), tc.want...)) {
+			t.Errorf("%s behind the quote: got %d bytes of %d, %v", name, len(e.Report), len(whole), err)
+		}
+	}
+	// A length that leads beyond the quote cuts nothing off.
+	e, err := throughConfigfs(t, func(in []byte) []byte {
+		q := quoted(whole, atReportDataV4, in)
+		binary.LittleEndian.PutUint32(q[atSignatureSizeV4:], 1<<32-1)
+		return q
+	}).Issue(t.Context(), attestation.NewReportData("test"))
+	if err != nil || len(e.Report) != len(whole) {
+		t.Errorf("got %d bytes of %d, %v", len(e.Report), len(whole), err)
+	}
+}
+
 func TestAQuoteThatCannotBeTheGuestsIsRefused(t *testing.T) {
 	good := func(in []byte) []byte { return quoted(testdata.RawQuote, atReportDataV4, in) }
 	for name, tc := range map[string]struct {

@@ -108,7 +108,7 @@ func setup(env *testscript.Env) error {
 		"policy.rego": "../../tests/demo/policy.rego",
 		"AmdSev.fd":   "../../measure/testdata/ovmf_AmdSev_suffix.bin",
 		"OvmfX64.fd":  "../../measure/testdata/ovmf_OvmfX64_suffix.bin",
-		"CCEL":        filepath.Join(moduleOf("github.com/google/go-tdx-guest"), "testing/testdata/ccel/ccel_data.dat"),
+		"CCEL":        "../../measure/testdata/cos-113.ccel",
 	} {
 		if files[name], err = os.ReadFile(path); err != nil {
 			return err
@@ -120,15 +120,6 @@ func setup(env *testscript.Env) error {
 		}
 	}
 	return nil
-}
-
-// moduleOf is the folder of a module's source, empty if go does not say.
-func moduleOf(path string) string {
-	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", path).Output()
-	if err != nil {
-		return ""
-	}
-	return strings.TrimSpace(string(dir))
 }
 
 var policy = attestation.PolicyHash(bytes.Repeat([]byte{0xaa}, 32))

@@ -1,6 +1,7 @@
 package judge_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -85,5 +86,48 @@ func TestANumberIsWrittenDown(t *testing.T) {
 	zero := 0
 	if _, err := judge.ParseNumber(&zero, 255); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestCompareTellsEachThingOnce(t *testing.T) {
+	wrong := []*attestation.Rejected{
+		judge.Rejected("POLICY.DEBUG", "0", "1"), judge.Rejected("POLICY", "0", "2"), judge.Rejected("TCB.SNP", "2", "1"),
+		judge.Rejected("CHAIN.ASK", "one", "none"), judge.Rejected("TCB.SNP", "3", "1"),
+	}
+	var got []string
+	for _, c := range judge.Compare([]string{"POLICY.DEBUG", "POLICY", "POLICY.SMT", "TCB", "TCBX"}, wrong) {
+		line := c.Field
+		if c.Wrong != nil {
+			line += " wants " + c.Wrong.Want
+		}
+		got = append(got, line)
+	}
+	want := []string{
+		"POLICY.DEBUG wants 0", "POLICY wants 0", "POLICY.SMT", "TCB.SNP wants 2", "TCB.SNP wants 3", "TCBX", "CHAIN.ASK wants one",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+func TestAllTellsEverythingThatIsWrong(t *testing.T) {
+	ok := func() *attestation.Rejected { return nil }
+	no := func() *attestation.Rejected { return judge.Rejected("A", "0", "1") }
+	if wrong := judge.All(no, ok, no); len(wrong) != 2 {
+		t.Errorf("got %v", wrong)
+	}
+	if wrong := judge.All(ok); len(wrong) != 0 {
+		t.Errorf("got %v", wrong)
+	}
+}
+
+func TestAPanicWhileComparingIsWrongInEachReferenceValue(t *testing.T) {
+	inspect := func() (all [][]attestation.Comparison) {
+		defer judge.RecoverComparisons(2, &all)
+		panic("hostile bytes")
+	}
+	all := inspect()
+	if len(all) != 2 || len(all[1]) != 1 || all[1][0].Field != "REPORT" || all[1][0].Wrong == nil {
+		t.Errorf("got %v", all)
 	}
 }
