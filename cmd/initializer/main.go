@@ -85,8 +85,7 @@ type options struct {
 // parse reads the arguments of the command, or of "initializer ready", which takes --dir only. A pod's measured policy
 // pins arguments but lets the host drop environment variables: so the arguments win, and an environment that says
 // something else is an error rather than a second opinion.
-func parse(name string, args []string, environment func(string) string) (options, error) {
-	var o options
+func parse(name string, args []string, environment func(string) string) (o options, err error) {
 	var policy string
 	var pins []string
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
@@ -140,15 +139,14 @@ func parse(name string, args []string, environment func(string) string) (options
 		}
 	}
 	// There is no variable for the pin: a host could leave it away, or set one where the pod's owner wants none.
-	for i, text := range pins {
-		if i > 0 {
-			return options{}, &command.UsageError{Err: errors.New("--coordinator-pin is given twice")}
-		}
-		pin, err := manifest.ParsePin(text)
-		if err != nil {
+	switch len(pins) {
+	case 0:
+	case 1:
+		if o.pin, err = manifest.ParsePin(pins[0]); err != nil {
 			return options{}, &command.UsageError{Err: fmt.Errorf("--coordinator-pin: %w", err)}
 		}
-		o.pin = pin
+	default:
+		return options{}, &command.UsageError{Err: errors.New("--coordinator-pin is given twice")}
 	}
 	mesh, err := config.Parse("", "", "", policy)
 	if err != nil {
