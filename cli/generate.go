@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/generate"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
@@ -44,6 +45,7 @@ type generateFlags struct {
 	seedshareKeys   []string
 	threshold       int
 	coordinatorHost string
+	pinCoordinator  bool
 	images          generate.Images
 	json            bool
 }
@@ -87,6 +89,8 @@ Annotations, on the object or its pod template:
   contrast.edgeless.systems/pod-role                coordinator
 
 A pod without a servicemesh annotation is not in the mesh: it gets credentials, and its ports are open once it has them.
+With --pin-coordinator, pods join no mesh but that of the Coordinator among the files, under manifests of these owners; without
+it they join the mesh of any Coordinator that answers (docs/pinning.md).
 The manifest's policies are replaced; reference values, owner keys and whatever else it says are kept. Where it lists no
 owner yet, the key in --workload-owner-key becomes one, and is made when there is no such file. A new manifest also gets a
 seed-share owner, who can recover a restarted Coordinator: the keys in --seedshare-owner-key, or else new ones in
@@ -111,6 +115,8 @@ seed-share owner, who can recover a restarted Coordinator: the keys in --seedsha
 		"how many seed-share owners it takes to recover (default: more than half of them)")
 	flags.StringVar(&f.coordinatorHost, "coordinator-host", "",
 		"HOST[:PORT] of the Coordinator as pods see it (default: the Service that selects its pod, else coordinator)")
+	flags.BoolVar(&f.pinCoordinator, "pin-coordinator", false,
+		"pods join no mesh but that of the Coordinator in these files, under manifests of the manifest's workload owners")
 	flags.StringVar(&f.images.Initializer, "image-initializer", "portcullis.dev/initializer:"+Version, "image of the Initializer")
 	flags.StringVar(&f.images.Meshproxy, "image-meshproxy", "portcullis.dev/meshproxy:"+Version, "image of the mesh proxy")
 	flagJSON(cmd, &f.json)
@@ -135,13 +141,23 @@ func (f *generateFlags) run(cmd *cobra.Command, args []string) error {
 	if options.Policy, err = f.readPolicy(cmd); err != nil {
 		return err
 	}
+	draft, err := f.readManifest(cmd)
+	if err != nil {
+		return err
+	}
+	if f.pinCoordinator { // to what the manifest will say
+		if err := explainNoReferenceValues(draft.manifest); err != nil {
+			return err
+		}
+		options.Pin = new(draft.manifest.Pin(attestation.PolicyHash{}))
+	}
 	result, err := generate.Inject(cmd.Context(), files, options)
 	if err != nil {
 		return nothingWritten(err)
 	}
 	var outputs []generate.Output
 	if len(result.Pods) > 0 {
-		if outputs, err = f.updateManifest(cmd, result); err != nil {
+		if outputs, err = f.updateManifest(draft, result); err != nil {
 			return nothingWritten(err)
 		}
 	}
@@ -157,6 +173,10 @@ func (f *generateFlags) run(cmd *cobra.Command, args []string) error {
 	}
 	if err := generate.Write(outputs); err != nil {
 		return err
+	}
+	if f.pinCoordinator && f.policy != "" {
+		result.Warnings = append(result.Warnings, fmt.Sprintf("the pin holds only if %s pins the arguments of the Initializer: "+
+			"otherwise the host can leave it away", f.policy))
 	}
 	for _, warning := range result.Warnings {
 		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning)
@@ -257,8 +277,14 @@ func (p shownPolicy) Policy(ctx context.Context, object []byte) (string, error) 
 	return p.next.Policy(ctx, object)
 }
 
-// updateManifest returns the manifest, and the owner's key when it was made for it.
-func (f *generateFlags) updateManifest(cmd *cobra.Command, result *generate.Result) ([]generate.Output, error) {
+// draft is the manifest with all but its policies.
+type draft struct {
+	text     []byte // as it was
+	manifest *manifest.Manifest
+	keys     []generate.Output // of owners, that were made for the manifest
+}
+
+func (f *generateFlags) readManifest(cmd *cobra.Command) (*draft, error) {
 	text, err := os.ReadFile(f.manifest)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("read the manifest: %w", err)
@@ -267,7 +293,6 @@ func (f *generateFlags) updateManifest(cmd *cobra.Command, result *generate.Resu
 	if err != nil {
 		return nil, fmt.Errorf("read the manifest %s: %w", f.manifest, err)
 	}
-	generate.UpdateManifest(m, result.Pods)
 	if f.referenceValues != "" {
 		values, err := os.ReadFile(f.referenceValues)
 		if err != nil {
@@ -277,27 +302,33 @@ func (f *generateFlags) updateManifest(cmd *cobra.Command, result *generate.Resu
 			return nil, fmt.Errorf("read the reference values %s: %w", f.referenceValues, err)
 		}
 	}
-	var outputs []generate.Output
+	var keys []generate.Output
 	key, err := f.addOwner(cmd, m)
 	if err != nil {
 		return nil, err
 	}
 	if key != nil {
-		outputs = append(outputs, *key)
+		keys = append(keys, *key)
 	}
-	keys, err := f.addSeedshareOwners(cmd, m, len(bytes.TrimSpace(text)) == 0)
+	shares, err := f.addSeedshareOwners(cmd, m, len(bytes.TrimSpace(text)) == 0)
 	if err != nil {
 		return nil, err
 	}
-	outputs = append(outputs, keys...)
-	if err := explainIncomplete(m); err != nil {
+	return &draft{text, m, append(keys, shares...)}, nil
+}
+
+// updateManifest returns the manifest, and the owners' keys that were made for it.
+func (f *generateFlags) updateManifest(d *draft, result *generate.Result) ([]generate.Output, error) {
+	generate.UpdateManifest(d.manifest, result.Pods)
+	if err := explainIncomplete(d.manifest); err != nil {
 		return nil, err
 	}
-	encoded, err := m.Encode()
+	encoded, err := d.manifest.Encode()
 	if err != nil {
 		return nil, err
 	}
-	if !bytes.Equal(encoded, text) {
+	outputs := d.keys
+	if !bytes.Equal(encoded, d.text) {
 		outputs = append(outputs, generate.Output{Path: f.manifest, Data: encoded, Mode: modeFile})
 	}
 	return outputs, nil
@@ -408,6 +439,10 @@ func explainIncomplete(m *manifest.Manifest) error {
 		return malformed("give the Coordinator's YAML too, annotated contrast.edgeless.systems/pod-role: coordinator",
 			"no pod in these files is the Coordinator, so no manifest of theirs could ever be verified")
 	}
+	return explainNoReferenceValues(m)
+}
+
+func explainNoReferenceValues(m *manifest.Manifest) error {
 	if m.ReferenceValues.Empty() {
 		return malformed("give --reference-values FILE, or write them into the manifest; docs/manifest.md lists every field",
 			"the manifest has no reference values, so no evidence could ever be accepted")

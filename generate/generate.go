@@ -43,7 +43,10 @@ type Options struct {
 	Namespace string
 	// CoordinatorHost is host or host:port. Empty means the Service that selects the Coordinator's pod.
 	CoordinatorHost string
-	Images          Images
+	// Pin is whom the pods trust beside the policy hash of the Coordinator among them, which Inject fills in. Nil leaves them
+	// to join the mesh of any Coordinator.
+	Pin    *manifest.Pin
+	Images Images
 	// Policy makes the agent's policy of a pod.
 	Policy Policy
 }
@@ -132,6 +135,9 @@ func Inject(ctx context.Context, files []File, options Options) (*Result, error)
 	}
 	if len(g.targets) > 0 && g.Policy == nil {
 		return nil, errNoPolicy
+	}
+	if err := g.pin(ctx); err != nil {
+		return nil, err
 	}
 	if err := g.measure(ctx); err != nil {
 		return nil, err
@@ -238,6 +244,9 @@ func (g *generator) parseStripped(f File) (*source, error) {
 	strip := newSplicer(s)
 	for _, o := range s.objects(g.Namespace) {
 		if p, ok := o.pod(); ok && (p.confidential(g.RuntimeClasses) || p.injected()) {
+			if g.Pin == nil && p.pinned() {
+				g.warn(s, p.node, "%v was pinned to its Coordinator and is no longer: it will join the mesh of any Coordinator that answers", p)
+			}
 			strip.strip(p)
 		}
 	}
@@ -271,12 +280,8 @@ func (g *generator) measure(ctx context.Context) error {
 	}
 	first := make(map[attestation.PolicyHash]*target)
 	for i, t := range g.targets {
-		policy, err := g.Policy.Policy(ctx, objects[i])
-		if err != nil {
-			return fmt.Errorf("policy of %v (%s): %w", t.pod, t.place(), err)
-		}
-		if err := t.measure(policy); err != nil {
-			return fmt.Errorf("%s: %v: %w", t.place(), t.pod, err)
+		if err := g.measureOne(ctx, t, objects[i]); err != nil {
+			return err
 		}
 		if other := first[t.hash]; other != nil {
 			g.fail(t.src.faultAt(t.node, "%v is here already at %s: two pods with one policy hash have one identity; "+
@@ -286,6 +291,21 @@ func (g *generator) measure(ctx context.Context) error {
 	}
 	if len(g.faults) > 0 {
 		return g.faults
+	}
+	return nil
+}
+
+// measureOne measures a target, unless that was done, with its object as the policy must see it.
+func (g *generator) measureOne(ctx context.Context, t *target, object []byte) error {
+	if t.hash.Valid() {
+		return nil
+	}
+	policy, err := g.Policy.Policy(ctx, object)
+	if err != nil {
+		return fmt.Errorf("policy of %v (%s): %w", t.pod, t.place(), err)
+	}
+	if err := t.measure(policy); err != nil {
+		return fmt.Errorf("%s: %v: %w", t.place(), t.pod, err)
 	}
 	return nil
 }

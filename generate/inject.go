@@ -28,6 +28,7 @@ type Images struct{ Initializer, Meshproxy string }
 type injection struct {
 	settings
 	coordinator string // host or host:port
+	pin         string // empty for a pod that trusts any Coordinator
 	images      Images
 }
 
@@ -48,6 +49,9 @@ func (in injection) sidecars() list {
 func (in injection) initializer() mapping {
 	args := list{"--coordinator=" + in.coordinator}
 	env := list{variable("COORDINATOR_HOST", in.coordinator)}
+	if in.pin != "" {
+		args = append(args, argumentPin+in.pin)
+	}
 	var capabilities list
 	if in.locked() {
 		args = append(args, "--egress-policy="+in.mesh.EgressPolicy)

@@ -9,6 +9,9 @@
 // The threat is whoever stands between the two, the host first of all: it may answer in the Coordinator's place, with
 // parts of several answers or an old one. So nothing is stored before all of it was verified together, and what was
 // stored once is the pin: a pod never changes its mesh CA. Nothing here opens the guard but the explicit argument.
+//
+// A host may also run a genuine Coordinator, with a manifest of its own that admits this pod. Against that there is Config.Pin;
+// without it, a pod's first mesh is that of whichever Coordinator answers.
 package initializer
 
 import (
@@ -24,9 +27,10 @@ import (
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/guest/guard"
+	"portcullis.dev/portcullis/manifest"
 )
 
-// Config is what an Initializer needs. There are no defaults.
+// Config is what an Initializer needs. There are no defaults, and without a Pin no Validation.
 type Config struct {
 	// Dir is the pod's volume for credentials, /contrast in every container.
 	Dir string
@@ -34,6 +38,10 @@ type Config struct {
 	NoMesh bool
 	// Coordinator is whom to ask.
 	Coordinator Coordinator
+	// Pin is the one authority whose mesh this pod joins. Nil is a pod that joins that of any Coordinator.
+	Pin *manifest.Pin
+	// Validation is how evidence is judged with Pin.
+	Validation manifest.ValidatorOptions
 	// Issuer finds the guest's source of evidence. It is called for every attempt until it succeeds. An error with
 	// ExitCode 2, for a source that does not exist, ends Run.
 	Issuer func() (attestation.Issuer, error)
@@ -46,6 +54,7 @@ type Config struct {
 type Coordinator interface {
 	Nonce(context.Context) ([]byte, error)
 	Certificate(context.Context, api.CertificateRequest) (*api.CertificateResponse, error)
+	Attest(ctx context.Context, nonce []byte) (*api.AttestResponse, error)
 }
 
 // Run obtains credentials, unless the volume holds good ones, renews them, and returns when ctx is done: an Initializer is
@@ -58,6 +67,10 @@ func Run(ctx context.Context, c Config) error {
 		return fmt.Errorf("the volume for the credentials: %w", err)
 	} else if !info.IsDir() {
 		return fmt.Errorf("the volume for the credentials: %s is not a folder", c.Dir)
+	}
+	pin, err := newPinned(c.Pin, c.Validation)
+	if err != nil {
+		return err
 	}
 	if c.NoMesh {
 		if err := openGuard(ctx, c); err != nil {
@@ -74,9 +87,13 @@ func Run(ctx context.Context, c Config) error {
 		c.Log.Info("the volume holds credentials already", held.describe()...)
 		held.awaitRenewal(ctx)
 	}
+	if pin != nil {
+		c.Log.Info("this pod joins the mesh of one Coordinator alone", "policyHash", pin.PolicyHash.String(),
+			"workloadOwners", pin.WorkloadOwners.String())
+	}
 	for ctx.Err() == nil {
 		// The old credentials stay where they are until there are others.
-		got, err := obtain(ctx, c, held)
+		got, err := obtain(ctx, c, pin, held)
 		if err != nil {
 			if ctx.Err() != nil {
 				break
@@ -128,14 +145,14 @@ func openGuard(ctx context.Context, c Config) error {
 }
 
 // obtain asks until it succeeds. It fails when ctx is done, and for a configuration that no retry can mend.
-func obtain(ctx context.Context, c Config, held *Credentials) (*Credentials, error) {
+func obtain(ctx context.Context, c Config, pin *pinned, held *Credentials) (*Credentials, error) {
 	request, err := newRequester()
 	if err != nil {
 		return nil, err
 	}
 	var b backoff
 	for {
-		got, err := attempt(ctx, c, request, held)
+		got, err := attempt(ctx, c, request, pin, held)
 		if err == nil {
 			return got, nil
 		}
@@ -158,12 +175,12 @@ func obtain(ctx context.Context, c Config, held *Credentials) (*Credentials, err
 	}
 }
 
-func attempt(ctx context.Context, c Config, r *requester, held *Credentials) (*Credentials, error) {
+func attempt(ctx context.Context, c Config, r *requester, pin *pinned, held *Credentials) (*Credentials, error) {
 	issuer, err := c.Issuer()
 	if err != nil {
 		return nil, err
 	}
-	got, err := r.ask(ctx, c.Coordinator, issuer, held)
+	got, err := r.ask(ctx, c.Coordinator, issuer, pin, held)
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +233,7 @@ func report(log *slog.Logger, err error, wait time.Duration) {
 		return
 	}
 	if e, ok := errors.AsType[*refused](err); ok {
-		log.Error("the Coordinator's answer was refused", "error", e.Error(), retry)
+		log.Error("the Coordinator's answer was refused", "field", e.field(), "error", e.Error(), retry)
 		return
 	}
 	log.Warn("no certificate yet", "error", err.Error(), retry)

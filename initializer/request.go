@@ -7,6 +7,7 @@ import (
 	"crypto/hpke"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"time"
 
@@ -20,6 +21,17 @@ type refused struct{ err error }
 
 func (r *refused) Error() string { return r.err.Error() }
 func (r *refused) Unwrap() error { return r.err }
+
+// field is what was not acceptable: a field of the Coordinator's evidence, or a part of its answer.
+func (r *refused) field() string {
+	if e, ok := errors.AsType[*attestation.Rejected](r.err); ok {
+		return e.Field
+	}
+	if e, ok := errors.AsType[*api.VerifyError](r.err); ok {
+		return e.Check
+	}
+	return "answer"
+}
 
 // requester holds the keys of one certificate: the leaf's, and the one that its secret is sealed to.
 type requester struct {
@@ -44,15 +56,18 @@ func newRequester() (*requester, error) {
 	return &requester{key: key, spki: spki, hpke: sealed}, nil
 }
 
-// ask is the protocol: nonce, evidence over nonce and keys, proof that we hold the leaf's key, certificate.
+// ask is the protocol: nonce, evidence over nonce and keys, proof that we hold the leaf's key, certificate. With a pin, the
+// Coordinator shows evidence of its own, over its answer.
 func (r *requester) ask(
-	ctx context.Context, c Coordinator, issuer attestation.Issuer, held *Credentials,
+	ctx context.Context, c Coordinator, issuer attestation.Issuer, pin *pinned, held *Credentials,
 ) (*Credentials, error) {
 	nonce, err := c.Nonce(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("get a nonce: %w", err)
 	}
-	request := api.CertificateRequest{Nonce: nonce, PublicKey: r.spki, HPKEKey: r.hpke.PublicKey().Bytes()}
+	request := api.CertificateRequest{
+		Nonce: nonce, PublicKey: r.spki, HPKEKey: r.hpke.PublicKey().Bytes(), WantEvidence: pin != nil,
+	}
 	if held != nil {
 		digest := sha256.Sum256(held.Chain.MeshCA.Raw)
 		request.MeshCA = digest[:]
@@ -70,6 +85,15 @@ func (r *requester) ask(
 	credentials, err := r.verify(&request, answer, time.Now())
 	if err != nil {
 		return nil, &refused{err}
+	}
+	if pin == nil {
+		return credentials, nil
+	}
+	if err := pin.verify(ctx, c, &request, answer); err != nil {
+		if _, no := errors.AsType[*api.VerifyError](err); no {
+			return nil, &refused{err}
+		}
+		return nil, err
 	}
 	return credentials, nil
 }

@@ -13,6 +13,7 @@
 package collateral
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,8 @@ type Config struct {
 	Dir string
 	// Log is told when a vendor stops answering and when it is back. Nobody if nil.
 	Log *slog.Logger
+	// Dialer opens the connections of the default Transport, and gets its time-out from it. Nil means a plain one.
+	Dialer *net.Dialer
 	// Transport carries the requests. Nil means one with short time-outs and the machine's root certificates.
 	Transport http.RoundTripper
 	// Now is the clock. Nil means time.Now.
@@ -127,9 +130,11 @@ func New(cfg Config) (*Cache, error) {
 	}
 	transport := cfg.Transport
 	if transport == nil {
+		dialer := cmp.Or(cfg.Dialer, new(net.Dialer))
+		dialer.Timeout = patience / 2
 		transport = &http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
-			DialContext:            (&net.Dialer{Timeout: patience / 2}).DialContext,
+			DialContext:            dialer.DialContext,
 			TLSHandshakeTimeout:    patience / 2,
 			IdleConnTimeout:        time.Minute,
 			MaxResponseHeaderBytes: maxHeader,

@@ -13,10 +13,12 @@ import (
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/attestation/collateral"
 	"portcullis.dev/portcullis/cmd/internal/command"
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/initializer"
+	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/meshproxy/config"
 )
 
@@ -31,7 +33,7 @@ these are not given.
 
 func main() { command.Main("initializer", run) }
 
-func run(ctx context.Context, args []string) error {
+func run(ctx context.Context, args []string) (err error) {
 	if len(args) > 0 && args[0] == "ready" {
 		o, err := parse("initializer ready", args[1:], os.Getenv)
 		if err != nil || o.help {
@@ -43,27 +45,37 @@ func run(ctx context.Context, args []string) error {
 	if err != nil || o.help {
 		return err
 	}
-	dialer := new(net.Dialer)
+	newDialer := func() *net.Dialer { return new(net.Dialer) }
 	if o.locked {
-		dialer = guard.Dialer()
+		newDialer = guard.Dialer
 	}
-	client, err := api.NewThrough(dialer, o.coordinator)
+	client, err := api.NewThrough(newDialer(), o.coordinator)
 	if err != nil {
 		return &command.UsageError{Err: err}
 	}
+	log := command.Logger("initializer")
+	// It asks nobody before evidence of hardware is judged, which takes a pin.
+	cache, err := collateral.New(collateral.Config{Dialer: newDialer(), Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cache.Close()) }()
 	return initializer.Run(ctx, initializer.Config{
 		Dir:         o.dir,
 		NoMesh:      o.noMesh,
 		Coordinator: client,
+		Pin:         o.pin,
+		Validation:  manifest.ValidatorOptions{Collateral: cache},
 		Issuer:      func() (attestation.Issuer, error) { return evidence.NewIssuer(o.tee) },
 		OpenGuard:   guard.Open,
-		Log:         command.Logger("initializer"),
+		Log:         log,
 	})
 }
 
 type options struct {
 	dir         string
 	coordinator string
+	pin         *manifest.Pin
 	noMesh      bool
 	locked      bool
 	tee         string
@@ -73,14 +85,19 @@ type options struct {
 // parse reads the arguments of the command, or of "initializer ready", which takes --dir only. A pod's measured policy
 // pins arguments but lets the host drop environment variables: so the arguments win, and an environment that says
 // something else is an error rather than a second opinion.
-func parse(name string, args []string, environment func(string) string) (options, error) {
-	var o options
+func parse(name string, args []string, environment func(string) string) (o options, err error) {
 	var policy string
+	var pins []string
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // an error is one line, and command.Main prints it
 	flags.StringVar(&o.dir, "dir", "/contrast", "`folder` for the credentials")
 	if name == "initializer" {
 		flags.StringVar(&o.coordinator, "coordinator", "", "`host` or host:port of the Coordinator")
+		flags.Func("coordinator-pin", "`JSON` that names the only authority to trust: its policy hash, reference values and workload\n"+
+			"owners; the mesh of any Coordinator that answers is joined if not given", func(text string) error {
+			pins = append(pins, text)
+			return nil
+		})
 		flags.BoolVar(&o.noMesh, "no-mesh", false, "open the guard: this pod is to be reached without the mesh")
 		flags.StringVar(&policy, "egress-policy", "",
 			"`word`: closed or closed,dns mark the connections to the Coordinator for the egress lock, which takes CAP_NET_RAW")
@@ -120,6 +137,16 @@ func parse(name string, args []string, environment func(string) string) (options
 			return options{}, &command.UsageError{Err: fmt.Errorf("%s is %q, but %s is %q: make them equal or leave one out",
 				value.variable, given, value.flag, *value.argument)}
 		}
+	}
+	// There is no variable for the pin: a host could leave it away, or set one where the pod's owner wants none.
+	switch len(pins) {
+	case 0:
+	case 1:
+		if o.pin, err = manifest.ParsePin(pins[0]); err != nil {
+			return options{}, &command.UsageError{Err: fmt.Errorf("--coordinator-pin: %w", err)}
+		}
+	default:
+		return options{}, &command.UsageError{Err: errors.New("--coordinator-pin is given twice")}
 	}
 	mesh, err := config.Parse("", "", "", policy)
 	if err != nil {

@@ -18,6 +18,8 @@ import (
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/simulated"
+	"portcullis.dev/portcullis/cli"
+	"portcullis.dev/portcullis/cmd/internal/command"
 	"portcullis.dev/portcullis/coordinator"
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/guest/evidence"
@@ -35,10 +37,17 @@ var (
 
 // The scripts share a network namespace of their own, with a TEE in it and Coordinators.
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) != "initializer" { // testscript runs this binary as the command, too
+	if name := filepath.Base(os.Args[0]); name != "initializer" && name != "portcullis" { // testscript runs this binary as the command, too
 		netlab.Enter()
 	}
-	testscript.Main(m, map[string]func(){"initializer": main})
+	testscript.Main(m, map[string]func(){
+		"initializer": main,
+		"portcullis": func() {
+			command.Main("portcullis", func(ctx context.Context, args []string) error {
+				return cli.Run(ctx, args, cli.Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr})
+			})
+		},
+	})
 }
 
 func TestScripts(t *testing.T) {
