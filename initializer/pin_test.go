@@ -215,7 +215,8 @@ func (p *pod) runUntil(t *testing.T, until func() bool) {
 // mustRefuse sees the answer refused for that field, and nothing of it kept.
 func (p *pod) mustRefuse(t *testing.T, field, fault string) {
 	t.Helper()
-	p.runUntil(t, p.logs("answer was refused"))
+	refused := p.logs("answer was refused")
+	p.runUntil(t, func() bool { return refused() || p.ready() })
 	for _, text := range []string{`"field":"` + field + `"`, fault} {
 		if !strings.Contains(p.log.String(), text) {
 			t.Errorf("the log does not say %q:\n%s", text, p.log)
