@@ -52,7 +52,9 @@ func (p *pinned) verify(
 		return fmt.Errorf("judge the Coordinator's evidence: %w", err)
 	}
 	if claims.PolicyHash != p.PolicyHash {
-		return &api.VerifyError{Check: "policy hash", Err: fmt.Errorf("it is %s, want %s, that of the pin", claims.PolicyHash, p.PolicyHash)}
+		return &api.VerifyError{
+			Check: "policy hash", Err: fmt.Errorf("it is %s, want %s, that of the pin", claims.PolicyHash, p.PolicyHash),
+		}
 	}
 	nonce := make([]byte, api.NonceSize)
 	if _, err := rand.Read(nonce); err != nil {
@@ -74,7 +76,9 @@ func (p *pinned) verifyHistory(entries []api.HistoryEntry, transitionHash []byte
 		return &api.VerifyError{Check: "history", Err: errors.New("it is empty")}
 	}
 	if last := history[len(history)-1]; !bytes.Equal(last.Hash[:], transitionHash) {
-		return &api.VerifyError{Check: "history", Err: fmt.Errorf("it ends with transition %x, the certificate is of %x", last.Hash, transitionHash)}
+		return &api.VerifyError{
+			Check: "history", Err: fmt.Errorf("it ends with transition %x, the certificate is of %x", last.Hash, transitionHash),
+		}
 	}
 	if err := p.CheckOwners(history); err != nil {
 		return &api.VerifyError{Check: "workload owners", Err: err}

@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"log/slog"
 	"net/http/httptest"
@@ -20,12 +21,14 @@ import (
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/collateral"
 	"portcullis.dev/portcullis/attestation/snp"
+	"portcullis.dev/portcullis/attestation/tdx"
 	"portcullis.dev/portcullis/coordinator"
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/initializer"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
 	"portcullis.dev/portcullis/tests/netlab"
+	"portcullis.dev/portcullis/tests/simtdx"
 	"portcullis.dev/portcullis/tests/simtee"
 )
 
@@ -215,7 +218,8 @@ func (p *pod) runUntil(t *testing.T, until func() bool) {
 // mustRefuse sees the answer refused for that field, and nothing of it kept.
 func (p *pod) mustRefuse(t *testing.T, field, fault string) {
 	t.Helper()
-	p.runUntil(t, p.logs("answer was refused"))
+	refused := p.logs("answer was refused")
+	p.runUntil(t, func() bool { return refused() || p.ready() })
 	for _, text := range []string{`"field":"` + field + `"`, fault} {
 		if !strings.Contains(p.log.String(), text) {
 			t.Errorf("the log does not say %q:\n%s", text, p.log)
@@ -429,6 +433,37 @@ func TestAPinnedPodRefusesAnAnswerMadeOfSeveral(t *testing.T) {
 			p.runUntil(t, p.ready)
 		})
 	}
+}
+
+// A mesh of both: the pod is a guest of SEV-SNP, the Coordinator one of TDX.
+func TestACoordinatorOnTDXIsPinnedAlike(t *testing.T) {
+	intel, err := simtdx.New(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := newOwner(t)
+	owners := []*ecdsa.PrivateKey{owner}
+	reference := intel.Machine(coordPolicy).Reference()
+	try := func(t *testing.T, guest *simtdx.Machine) *pod {
+		c := startCoordinator(t, guest)
+		set(t, c, meshManifest(t, owners, func(m *manifest.Manifest) { m.ReferenceValues.TDX = []tdx.ReferenceValue{reference} }), owner)
+		p := newPinnedPod(t, c, owners)
+		p.Pin.ReferenceValues = manifest.ReferenceValues{TDX: []tdx.ReferenceValue{reference}}
+		p.Validation = manifest.ValidatorOptions{Collateral: intel, TDXRoots: []*x509.Certificate{intel.Root}}
+		return p
+	}
+	t.Run("the pinned one", func(t *testing.T) {
+		p := try(t, intel.Machine(coordPolicy))
+		p.runUntil(t, p.ready)
+	})
+	t.Run("another image", func(t *testing.T) {
+		guest := intel.Machine(coordPolicy)
+		guest.TD.MRTD[0] ^= 1
+		try(t, guest).mustRefuse(t, "MRTD", "evidence rejected")
+	})
+	t.Run("another policy hash", func(t *testing.T) {
+		try(t, intel.Machine(attestation.PolicyHash{0xc1})).mustRefuse(t, "policy hash", "it is c100")
+	})
 }
 
 // A vendor that is down is no reason to believe, and none to give up.

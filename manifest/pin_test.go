@@ -54,9 +54,12 @@ func TestAPinIsReadStrictly(t *testing.T) {
 		t.Fatal(err)
 	}
 	values := good[strings.Index(good, `"ReferenceValues"`):strings.Index(good, `,"WorkloadOwners"`)]
-	hash, owners := strings.Repeat("0", 63)+"1", strings.Repeat("0", 63)+"2"
-	pin := func(fields ...string) string { return "{" + strings.Join(fields, ",") + "}" }
-	if _, err := manifest.ParsePin(pin(`"PolicyHash":"`+hash+`"`, values, `"WorkloadOwners":"`+owners+`"`)); err != nil {
+	hash, owners, zero := strings.Repeat("a", 64), strings.Repeat("b", 64), strings.Repeat("0", 64)
+	first, second := newPin(t).PolicyHash.String(), newPin(t).WorkloadOwners.String()
+	pin := func(hash, owners string) string {
+		return `{"PolicyHash":"` + hash + `",` + values + `,"WorkloadOwners":"` + owners + `"}`
+	}
+	if _, err := manifest.ParsePin(pin(hash, owners)); err != nil {
 		t.Fatalf("the table's pin is wrong: %v", err)
 	}
 	for name, tc := range map[string]struct{ text, fault string }{
@@ -66,14 +69,14 @@ func TestAPinIsReadStrictly(t *testing.T) {
 		"a list":                {"[]", "want an object"},
 		"not JSON":              {"PolicyHash", "line 1"},
 		"an empty object":       {"{}", "PolicyHash: it is missing"},
-		"no policy hash":        {pin(values, `"WorkloadOwners":"`+owners+`"`), "PolicyHash: it is missing"},
-		"no reference values":   {pin(`"PolicyHash":"`+hash+`"`, `"WorkloadOwners":"`+owners+`"`), "ReferenceValues: there are none"},
+		"no policy hash":        {strings.Replace(good, `"PolicyHash":"`+first+`",`, "", 1), "PolicyHash: it is missing"},
+		"no reference values":   {strings.Replace(good, values+",", "", 1), "ReferenceValues: there are none"},
 		"empty references":      {strings.Replace(good, values, `"ReferenceValues":{"SNP":[]}`, 1), "ReferenceValues: there are none"},
-		"no workload owners":    {pin(`"PolicyHash":"`+hash+`"`, values), "WorkloadOwners: they are missing"},
-		"zero policy hash":      {pin(`"PolicyHash":"`+strings.Repeat("0", 64)+`"`, values, `"WorkloadOwners":"`+owners+`"`), "PolicyHash: policy hash is all zero"},
-		"zero workload owners":  {pin(`"PolicyHash":"`+hash+`"`, values, `"WorkloadOwners":"`+strings.Repeat("0", 64)+`"`), "WorkloadOwners: owners' digest is all zero"},
-		"short workload owners": {pin(`"PolicyHash":"`+hash+`"`, values, `"WorkloadOwners":"02"`), "is not 64 lower-case"},
-		"upper case":            {pin(`"PolicyHash":"`+hash+`"`, values, `"WorkloadOwners":"`+strings.Repeat("A", 64)+`"`), "is not 64 lower-case"},
+		"no workload owners":    {strings.Replace(good, `,"WorkloadOwners":"`+second+`"`, "", 1), "WorkloadOwners: they are missing"},
+		"zero policy hash":      {pin(zero, owners), "PolicyHash: policy hash is all zero"},
+		"zero workload owners":  {pin(hash, zero), "WorkloadOwners: owners' digest is all zero"},
+		"short workload owners": {pin(hash, "02"), "is not 64 lower-case"},
+		"upper case":            {pin(hash, strings.Repeat("A", 64)), "is not 64 lower-case"},
 		"an unknown field":      {strings.Replace(good, "{", `{"Any":true,`, 1), "Any: "},
 		"another case":          {strings.Replace(good, "WorkloadOwners", "workloadOwners", 1), "workloadOwners: "},
 		"a field twice":         {strings.Replace(good, "{", `{"PolicyHash":"`+hash+`",`, 1), "occurs twice"},

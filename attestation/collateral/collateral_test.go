@@ -19,9 +19,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -257,6 +259,27 @@ func get(t *testing.T, c *collateral.Cache, url string) string {
 		t.Fatal(err)
 	}
 	return string(body)
+}
+
+// A pod behind the egress lock reaches the vendors by marked sockets, names and all.
+func TestVendorsAreReachedByTheDialer(t *testing.T) {
+	for _, variable := range []string{"HTTPS_PROXY", "https_proxy"} {
+		if os.Getenv(variable) != "" {
+			t.Skipf("SKIPPED: %s leads elsewhere", variable)
+		}
+	}
+	ours := errors.New("our dialer was asked")
+	c, err := collateral.New(collateral.Config{Dialer: &net.Dialer{
+		Resolver: &net.Resolver{
+			PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) { return nil, ours },
+		},
+		Control: func(string, string, syscall.RawConn) error { return ours },
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	refused(t, c, crl, ours.Error())
 }
 
 // refused sees that Get fails as an Unavailable with that text in it.
