@@ -90,6 +90,13 @@ func (a *authority) Nonce(context.Context) ([]byte, error) {
 	return nonce, err
 }
 
+// asked is how many certificates were asked for.
+func (a *authority) asked() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.requests)
+}
+
 func (*authority) Attest(context.Context, []byte) (*api.AttestResponse, error) {
 	return nil, errors.New("nobody but a pinned pod asks for the history")
 }

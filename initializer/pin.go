@@ -75,13 +75,19 @@ func (p *pinned) verifyHistory(entries []api.HistoryEntry, transitionHash []byte
 	if len(history) == 0 {
 		return &api.VerifyError{Check: "history", Err: errors.New("it is empty")}
 	}
-	if last := history[len(history)-1]; !bytes.Equal(last.Hash[:], transitionHash) {
+	last := history[len(history)-1]
+	if !bytes.Equal(last.Hash[:], transitionHash) {
 		return &api.VerifyError{
 			Check: "history", Err: fmt.Errorf("it ends with transition %x, the certificate is of %x", last.Hash, transitionHash),
 		}
 	}
 	if err := p.CheckOwners(history); err != nil {
 		return &api.VerifyError{Check: "workload owners", Err: err}
+	}
+	if last.Manifest.Policies[p.PolicyHash].Role != manifest.RoleCoordinator {
+		return &api.VerifyError{
+			Check: "policy hash", Err: fmt.Errorf("%s has no role %q in the manifest in force", p.PolicyHash, manifest.RoleCoordinator),
+		}
 	}
 	return nil
 }

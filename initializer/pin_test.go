@@ -293,6 +293,12 @@ func TestAPinnedPodRefusesOtherCoordinators(t *testing.T) {
 				set(t, c, meshManifest(t, keys{owner, other}), owner, other)
 			}, "policy hash", "it is c100",
 		},
+		"one that the owners dismissed": {genuine, func(t *testing.T, c *api.Client) {
+			set(t, c, meshManifest(t, keys{owner, other}, func(m *manifest.Manifest) {
+				m.Policies[attestation.PolicyHash{0xc1}] = m.Policies[coordPolicy]
+				m.Policies[coordPolicy] = manifest.Policy{}
+			}), owner, other)
+		}, "policy hash", "in the manifest in force"},
 		"one of another image": {machine(t, simtee.Measurement{9}, coordPolicy), func(t *testing.T, c *api.Client) {
 			set(t, c, meshManifest(t, keys{owner, other}), owner, other)
 		}, "MEASUREMENT", "evidence rejected"},
