@@ -145,13 +145,6 @@ func (a *authority) issue(r *api.CertificateRequest) (*api.CertificateResponse, 
 	return &answer, nil
 }
 
-// asked is how many certificates were asked for.
-func (a *authority) asked() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return len(a.requests)
-}
-
 // echo is a TEE whose report is the report data.
 type echo struct{}
 
