@@ -168,8 +168,8 @@ Coordinator was restarted. Nobody but the owner can read a share; keep copies.`,
 				return err
 			}
 			if len(shares) > 0 && len(v.History) == 1 {
-				_, err = fmt.Fprintf(out, "wrote %s: hand each sealed share of the seed to its owner; %d of them recover a restarted "+
-					"Coordinator (portcullis recover)\n", strings.Join(shares, ", "), s.manifest.SeedshareThreshold)
+				_, err = fmt.Fprintf(out, "wrote %s: hand each sealed share of the seed to its owner; it takes %d to "+
+					"recover a restarted Coordinator (portcullis recover)\n", strings.Join(shares, ", "), s.manifest.SeedshareThreshold)
 			}
 			return err
 		},
