@@ -111,10 +111,9 @@ func packed(t testing.TB, m proto.Message) *anypb.Any {
 // serve runs an application.
 func (p *pod) serve(port int, handle func(*net.TCPConn)) net.Listener {
 	p.t.Helper()
-	l, err := p.Listen("tcp", ":"+strconv.Itoa(port))
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	var l net.Listener
+	// A listener that was closed lives until its last Accept has returned.
+	p.await("a free port", func() (err error) { l, err = p.Listen("tcp", ":"+strconv.Itoa(port)); return err })
 	p.t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
