@@ -225,8 +225,8 @@ func TestTheApplicationIsAskedAsKubeletWould(t *testing.T) {
 		"a connection is enough":        {fmt.Sprintf("tcp://:%d", silent), always, ""},
 		"no connection":                 {fmt.Sprintf("tcp://:%d", nobody), never, "connection refused"},
 		"what does not speak HTTP":      {fmt.Sprintf("http://:%d/", garbled), never, "what answers does not speak this protocol"},
-		"what does not speak gRPC":      {fmt.Sprintf("grpc://:%d", plain), never, "what answers does not speak this protocol"},
-		// who is faster: its alert, or our next bytes
+		// who is faster: its answer, or our next bytes
+		"what does not speak gRPC":          {fmt.Sprintf("grpc://:%d", plain), never, "what answers does not speak this protocol|broken pipe|connection reset by peer"},
 		"what speaks HTTP/2 over TLS":       {fmt.Sprintf("grpc://:%d", overTLS), never, "what answers does not speak this protocol|broken pipe|connection reset by peer"},
 		"what says nothing, asked by gRPC":  {fmt.Sprintf("grpc://:%d", silent), never, "no answer in time"},
 		"what says nothing, asked by HTTPS": {fmt.Sprintf("https://:%d/", silent), never, "no answer in time"},
