@@ -26,14 +26,13 @@ func (o object) service() (service, bool) {
 	return service{object: o, selector: texts(selector)}, true
 }
 
-func (s service) selects(p pod) bool {
-	labels := p.labels()
+func (s service) selects(t *target) bool {
 	for key, value := range s.selector {
-		if got, ok := labels[key]; !ok || got != value {
+		if got, ok := t.labels[key]; !ok || got != value {
 			return false
 		}
 	}
-	return s.namespace == p.namespace
+	return s.namespace == t.namespace
 }
 
 // names are the forms in which a cluster's DNS knows a Service, the short one first.
@@ -51,7 +50,7 @@ func (g *generator) assignIdentities() {
 	for _, s := range g.services {
 		var owners []*target
 		for _, t := range g.targets {
-			if t.role == initdata.Workload && s.selects(t.pod) {
+			if t.role == initdata.Workload && s.selects(t) {
 				owners = append(owners, t)
 			}
 		}
@@ -63,7 +62,7 @@ func (g *generator) assignIdentities() {
 		default:
 			g.warn(s.src, s.node, "Service %s/%s selects %v and %v: neither gets its name as an identity, since that belongs to "+
 				"one pod; callers can list both by their own names, as in %s#127.0.0.2:80#%s:80#%s,%s",
-				s.namespace, s.name, owners[0].pod, owners[1].pod, s.name, s.name, owners[0].name, owners[1].name)
+				s.namespace, s.name, owners[0].object, owners[1].object, s.name, s.name, owners[0].name, owners[1].name)
 		}
 		for _, name := range s.names() {
 			san, err := pki.ParseSAN(name)
@@ -158,7 +157,7 @@ func (g *generator) coordinatorHost(t *target) string {
 	}
 	for _, s := range g.services {
 		for _, c := range g.targets {
-			if c.role != initdata.Coordinator || !s.selects(c.pod) {
+			if c.role != initdata.Coordinator || !s.selects(c) {
 				continue
 			}
 			host := s.name

@@ -17,7 +17,10 @@ import (
 	"portcullis.dev/portcullis/generate"
 )
 
-const annotationProbes = "portcullis.dev/original-probes"
+const (
+	annotationProbes = "portcullis.dev/original-probes"
+	annotationEmpty  = "portcullis.dev/original-empty-values"
+)
 
 // Pods with probes, in the many ways in which people write them. Each ‹handler› is replaced, and nothing else changes.
 var probed = map[string]struct {
