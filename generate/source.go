@@ -57,7 +57,7 @@ func parse(name string, text []byte, before int) (*source, error) {
 	var faults []error
 	for _, root := range s.documents {
 		s.settle(root)
-		s.checkKeys(root, &faults)
+		s.check(root, make(map[*yaml.Node]bool), &faults)
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
@@ -120,30 +120,65 @@ func breakLength(b []byte) int {
 	return 0
 }
 
-// checkKeys refuses what no Kubernetes object has: keys that are not scalars (`image: {{ .Values.image }}` parses as one),
-// and duplicate keys, of which a reader would see another than the API server takes.
-func (s *source) checkKeys(n *yaml.Node, faults *[]error) {
-	if n.Kind == yaml.MappingNode {
+// check refuses what parses and yet is no Kubernetes object, or cannot be read by those who read objects: keys that are not
+// scalars (`image: {{ .Values.image }}` parses as one), duplicate keys, of which a reader would see another than the API server
+// takes, merge keys that merge nothing, tags that lie, and aliases of what they stand in.
+func (s *source) check(n *yaml.Node, around map[*yaml.Node]bool, faults *[]error) {
+	fail := func(n *yaml.Node, format string, args ...any) { *faults = append(*faults, s.faultAt(n, format, args...)) }
+	switch n.Kind {
+	case yaml.MappingNode:
 		seen := make(map[string]*yaml.Node, len(n.Content)/2)
 		for i := 0; i < len(n.Content); i += 2 {
 			key := n.Content[i]
 			if key.Kind != yaml.ScalarNode {
-				message := "a key that is not a string"
+				message := "a key that is not a string; write it as one"
 				if key.Kind == yaml.MappingNode {
-					message += "; if this is a template, render it first"
+					message = "a key that is not a string; if this is a template, render it first"
 				}
-				*faults = append(*faults, s.faultAt(key, "%s", message))
+				fail(key, "%s", message)
 				continue
 			}
-			if first := seen[key.Value]; first != nil && key.Value != "<<" {
-				*faults = append(*faults, s.faultAt(key, "duplicate key %q, the first is on line %d", key.Value, first.Line))
+			if first := seen[key.Value]; first != nil {
+				fail(key, "duplicate key %q, the first is on line %d; keep one", key.Value, first.Line)
+			}
+			if key.Tag == "!!merge" && !merges(n.Content[i+1]) {
+				fail(key, "<< merges mappings, and its value is none; give an alias of one, or take it away")
 			}
 			seen[key.Value] = key
 		}
+	case yaml.AliasNode:
+		if around[n.Alias] {
+			fail(n, "alias *%s repeats what it stands in, without end; take it away", n.Value)
+		}
+	case yaml.ScalarNode:
+		if n.Style&yaml.TaggedStyle != 0 {
+			var v any
+			if err := n.Decode(&v); err != nil {
+				fail(n, "%q is no %s; take the tag away, or write another value", n.Value, n.ShortTag())
+			}
+		}
+	}
+	if n.Anchor != "" {
+		around[n] = true
+		defer delete(around, n)
 	}
 	for _, child := range n.Content {
-		s.checkKeys(child, faults)
+		s.check(child, around, faults)
 	}
+}
+
+// merges says whether a merge key can have a value: a mapping, or a list of them.
+func merges(n *yaml.Node) bool {
+	if n = resolve(n); n == nil {
+		return false
+	}
+	if n.Kind == yaml.SequenceNode {
+		return !slices.ContainsFunc(n.Content, func(item *yaml.Node) bool {
+			item = resolve(item)
+			return item == nil || item.Kind != yaml.MappingNode
+		})
+	}
+	return n.Kind == yaml.MappingNode
 }
 
 // syntaxFault turns "yaml: line 3: ..." into a fault with a place. The parser gives no column, so it is the line's first.
