@@ -113,8 +113,9 @@ func Inspect(files []File, options Options) (*Result, error) {
 func inspect(files []File, options Options) (*generator, error) {
 	g := &generator{Options: options}
 	g.readParts(files, g.read)
+	coordinator := g.coordinatorHost()
 	for _, t := range g.targets {
-		t.coordinator = g.coordinatorHost(t)
+		t.coordinator = coordinator(t)
 		t.images = g.Images
 	}
 	if len(g.faults) == 0 {
@@ -194,10 +195,10 @@ func (g *generator) warn(s *source, n *yaml.Node, format string, args ...any) {
 func (g *generator) read(s *source) *part {
 	r := &reader{generator: &generator{Options: g.Options}}
 	p := &part{source: s}
-	if stripped, err := r.readStripped(s); err != nil {
+	if stripped, changed, err := r.readStripped(s); err != nil {
 		r.fail(flatten(err)...)
 	} else {
-		p.source = stripped
+		p.source, p.stripped = stripped, changed
 		for _, o := range stripped.objects(g.Namespace) {
 			if svc, ok := o.service(); ok {
 				r.services = append(r.services, svc)
@@ -205,7 +206,7 @@ func (g *generator) read(s *source) *part {
 			r.readObject(o)
 		}
 		r.plan(p)
-		stripped.documents = nil
+		stripped.forget()
 	}
 	p.services, p.targets, p.faults, p.warnings = r.services, r.targets, r.faults, r.warnings
 	return p
@@ -250,10 +251,10 @@ func (g *reader) readObject(o object) {
 }
 
 // readStripped parses a source, and takes out what an earlier run injected.
-func (g *reader) readStripped(s *source) (*source, error) {
-	s, err := parse(s.name, s.text, s.before)
+func (g *reader) readStripped(s *source) (stripped *source, changed bool, err error) {
+	s, err = parse(s.name, s.text, s.before)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	names := newSplicer(s)
 	var injected []pod
@@ -271,9 +272,10 @@ func (g *reader) readStripped(s *source) (*source, error) {
 		}
 	}
 	if len(names.faults) > 0 {
-		return nil, Faults(names.faults)
+		return nil, false, Faults(names.faults)
 	}
-	return g.strip(s, injected)
+	stripped, err = g.strip(s, injected)
+	return stripped, stripped != s, err
 }
 
 // plan says where to inject into the targets of a part, and what the rest of it looks like.

@@ -35,6 +35,29 @@ func (s service) selects(t *target) bool {
 	return s.namespace == t.namespace
 }
 
+// label is one label of a pod, of which it has several.
+type label struct{ namespace, key, value string }
+
+// byLabel finds pods that a Service may select, among the many that it does not.
+func (g *generator) byLabel() map[label][]*target {
+	labelled := make(map[label][]*target)
+	for _, t := range g.targets {
+		for key, value := range t.labels {
+			l := label{t.namespace, key, value}
+			labelled[l] = append(labelled[l], t)
+		}
+	}
+	return labelled
+}
+
+// anyLabel is a label that every pod has which the Service selects.
+func (s service) anyLabel() label {
+	for key, value := range s.selector {
+		return label{s.namespace, key, value}
+	}
+	return label{}
+}
+
 // names are the forms in which a cluster's DNS knows a Service, the short one first.
 func (s service) names() []string {
 	return []string{
@@ -47,9 +70,10 @@ func (s service) names() []string {
 // connections fail and say why, instead of reaching either.
 func (g *generator) assignIdentities() {
 	taken := make(map[pki.SAN]*target) // nil: nobody may have it
+	labelled := g.byLabel()
 	for _, s := range g.services {
 		var owners []*target
-		for _, t := range g.targets {
+		for _, t := range labelled[s.anyLabel()] {
 			if t.role == initdata.Workload && s.selects(t) {
 				owners = append(owners, t)
 			}
@@ -150,24 +174,23 @@ func (g *generator) checkPeers() {
 	}
 }
 
-// coordinatorHost is how t reaches the Coordinator: as it was told, or by the Service that selects a Coordinator's pod.
-func (g *generator) coordinatorHost(t *target) string {
+// coordinatorHost returns how a pod reaches the Coordinator: as it was told, or by the Service that selects a Coordinator's pod.
+func (g *generator) coordinatorHost() func(*target) string {
 	if g.CoordinatorHost != "" {
-		return g.CoordinatorHost
+		return func(*target) string { return g.CoordinatorHost }
 	}
+	coordinators := slices.DeleteFunc(slices.Clone(g.targets), func(t *target) bool { return t.role != initdata.Coordinator })
 	for _, s := range g.services {
-		for _, c := range g.targets {
-			if c.role != initdata.Coordinator || !s.selects(c) {
-				continue
+		if slices.ContainsFunc(coordinators, s.selects) {
+			return func(t *target) string {
+				if s.namespace != t.namespace {
+					return s.name + "." + s.namespace + s.coordinatorPort()
+				}
+				return s.name + s.coordinatorPort()
 			}
-			host := s.name
-			if s.namespace != t.namespace {
-				host += "." + s.namespace
-			}
-			return host + s.coordinatorPort()
 		}
 	}
-	return "coordinator"
+	return func(*target) string { return "coordinator" }
 }
 
 // coordinatorPort is ":port" when the Service leads from another port to the Coordinator's.

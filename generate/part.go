@@ -21,8 +21,9 @@ type part struct {
 	edits    []edit
 	// print is of the tree without all that is injected.
 	print fingerprint
-	// removed are the pods from which something was taken out.
-	removed []Pod
+	// stripped says that something was taken out, removed from which pods.
+	stripped bool
+	removed  []Pod
 }
 
 // split cuts a file before every line that begins a document. Such a line is a marker wherever it stands (YAML 1.2, 9.1.2),
@@ -59,17 +60,13 @@ func directives(text []byte) bool {
 // countLines is how many line breaks text has.
 func countLines(text []byte) int {
 	lines := 0
-	for i := 0; i < len(text); {
-		// Every line break begins with one of these bytes; see breakLength.
-		if c := text[i]; c > '\r' && c < 0xc2 || c < '\n' {
-			i++
-			continue
+	for i := 0; i < len(text); i++ {
+		if mayBreak(text[i]) {
+			if n := breakLength(text[i:]); n > 0 {
+				lines++
+				i += n - 1
+			}
 		}
-		n := breakLength(text[i:])
-		if n > 0 {
-			lines++
-		}
-		i += max(n, 1)
 	}
 	return lines
 }
@@ -99,6 +96,10 @@ func (g *generator) readParts(files []File, read func(*source) *part) {
 
 // assemble makes files of what text returns for each part. A file in which nothing changed is the one that came in.
 func (g *generator) assemble(files []File, text func(*part) []byte) []File {
+	const (
+		window = 64      // so few texts exist twice at a time
+		added  = 6 << 10 // what a pod grows by, about
+	)
 	made := slices.Clone(files)
 	parts := g.parts
 	for i := range files {
@@ -106,21 +107,34 @@ func (g *generator) assemble(files []File, text func(*part) []byte) []File {
 		for n < len(parts) && parts[n].file == i {
 			n++
 		}
-		texts := make([][]byte, n)
-		parallel(n, func(i int) { texts[i] = text(parts[i]) })
-		rest, same := files[i].Text, true
-		for _, t := range texts {
-			if same = bytes.HasPrefix(rest, t); !same {
-				break
-			}
-			rest = rest[len(t):]
-		}
-		if !same || len(rest) > 0 {
-			made[i].Text = bytes.Join(texts, nil)
-		}
+		of := parts[:n]
 		parts = parts[n:]
+		if !slices.ContainsFunc(of, (*part).changes) {
+			continue
+		}
+		var b bytes.Buffer
+		b.Grow(len(files[i].Text) + added*countTargets(of))
+		for chunk := range slices.Chunk(of, window) {
+			texts := make([][]byte, len(chunk))
+			parallel(len(chunk), func(i int) { texts[i] = text(chunk[i]) })
+			for _, t := range texts {
+				b.Write(t)
+			}
+		}
+		made[i].Text = b.Bytes()
 	}
 	return made
+}
+
+// changes says whether the part will be written otherwise than it was read.
+func (p *part) changes() bool { return len(p.edits) > 0 || p.stripped }
+
+func countTargets(parts []*part) int {
+	n := 0
+	for _, p := range parts {
+		n += len(p.targets)
+	}
+	return n
 }
 
 // parallel calls do for every i below n, on all processors.

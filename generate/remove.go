@@ -110,8 +110,8 @@ func (g *generator) withdraw(s *source) *part {
 		p.faults = flatten(err)
 		return p
 	}
-	p.source = stripped
-	stripped.documents = nil
+	p.source, p.stripped = stripped, stripped != read
+	stripped.forget()
 	return p
 }
 

@@ -81,6 +81,9 @@ func (s *source) lines() []int {
 	return s.starts
 }
 
+// forget drops all but the text.
+func (s *source) forget() { s.documents, s.starts = nil, nil }
+
 // lineStarts counts lines as the YAML parser does, which also breaks them at NEL, LS and PS (YAML 1.1, section 4.2).
 func lineStarts(text []byte) []int {
 	start := 0
@@ -89,7 +92,10 @@ func lineStarts(text []byte) []int {
 	}
 	starts := []int{start}
 	for i := start; i < len(text); {
-		n := breakLength(text[i:])
+		n := 0
+		if mayBreak(text[i]) {
+			n = breakLength(text[i:])
+		}
 		if n == 0 {
 			i++
 			continue
@@ -99,6 +105,9 @@ func lineStarts(text []byte) []int {
 	}
 	return starts
 }
+
+// mayBreak says whether a line break may begin with c. Few bytes do, and every byte is asked.
+func mayBreak(c byte) bool { return c == '\n' || c == '\r' || c >= 0xc2 }
 
 // breakLength is the length of the line break that b begins with, 0 when it begins with none.
 func breakLength(b []byte) int {
@@ -246,7 +255,7 @@ func (s *source) lineStart(at int) int {
 
 // lineEnd is the offset of the line break after at, or of the end of the text.
 func (s *source) lineEnd(at int) int {
-	for at < len(s.text) && breakLength(s.text[at:]) == 0 {
+	for at < len(s.text) && (!mayBreak(s.text[at]) || breakLength(s.text[at:]) == 0) {
 		at++
 	}
 	return at
