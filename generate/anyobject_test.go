@@ -76,7 +76,8 @@ func anyList(d *dice) object {
 
 func anyService(d *dice) object {
 	return object{
-		{"apiVersion", "v1"}, {"kind", "Service"},
+		{"apiVersion", "v1"},
+		{"kind", "Service"},
 		{"metadata", object{{"name", d.name("service")}}},
 		{"spec", object{
 			{"selector", object{{"app", pick(d, "web", "db", "none")}}},
