@@ -152,7 +152,7 @@ func anyPodOfKind(d *dice, kind string) object {
 	}
 	pod := object{{"metadata", d.shuffled(template, 0)}, {"spec", spec}}
 	selector := object{{"matchLabels", labels}}
-	outer := object{}
+	var outer object
 	switch kind {
 	case "PodTemplate":
 		return append(head, entry{"metadata", metadata}, entry{"template", pod})
