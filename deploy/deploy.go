@@ -52,13 +52,14 @@ func (c Coordinator) Pinned() bool { return digestForm.MatchString(c.Image) }
 
 // Write writes the YAML.
 func (c Coordinator) Write(w io.Writer) error {
-	if err := c.check(); err != nil {
+	if err := c.Check(); err != nil {
 		return err
 	}
 	return coordinatorTemplate.Execute(w, view{Coordinator: c})
 }
 
-func (c Coordinator) check() error {
+// Check says everything that is wrong with it.
+func (c Coordinator) Check() error {
 	var faults []error
 	fail := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if !namespaceForm.MatchString(c.Namespace) {

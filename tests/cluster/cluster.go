@@ -54,19 +54,28 @@ var shared struct {
 	cluster *Cluster
 }
 
-// Main runs a package's tests and then stops the cluster that they shared.
-func Main(m *testing.M) {
+// Main is TestMain's body: it runs a package's tests and then stops the cluster that they shared.
+func Main(m *testing.M) { os.Exit(Run(m)) }
+
+// Run is Main for a TestMain that has more to do.
+func Run(m *testing.M) int {
 	code := m.Run()
 	if c := shared.cluster; c != nil {
 		c.stop()
 	}
-	os.Exit(code)
+	return code
 }
 
 // Shared is the cluster of the package's tests, whose TestMain is Main. It starts with the first one that asks.
 func Shared(t testing.TB) *Cluster {
 	t.Helper()
-	binaries := find(t)
+	binaries, wanted, err := find()
+	switch {
+	case err != nil && wanted:
+		t.Fatal(err)
+	case err != nil:
+		t.Skipf("SKIPPED: NOT TESTED AGAINST A REAL API SERVER: %v; `make test-cluster` builds it and runs this test", err)
+	}
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.cluster == nil {
@@ -79,45 +88,37 @@ func Shared(t testing.TB) *Cluster {
 	return shared.cluster
 }
 
-// find is the folder of the binaries.
-func find(t testing.TB) string {
-	t.Helper()
-	dir, wanted := os.LookupEnv(Env)
-	if !wanted {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			t.Fatal(err)
+// find is the folder of the binaries, and says whether somebody wants them to be there.
+func find() (dir string, wanted bool, err error) {
+	if dir, wanted = os.LookupEnv(Env); !wanted {
+		if dir, err = cached(); err != nil {
+			return "", false, err
 		}
-		dir = filepath.Join(cache, "portcullis", "cluster-"+pins(t))
 	}
 	for _, name := range []string{"etcd", "kube-apiserver", "kubectl"} {
-		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
-			continue
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || !info.Mode().IsRegular() {
+			return "", wanted, fmt.Errorf("there is no %s in %q", name, dir)
 		}
-		if wanted {
-			t.Fatalf("%s is %s, which has no %s", Env, dir, name)
-		}
-		t.Skipf("SKIPPED: NOT TESTED AGAINST A REAL API SERVER: %s has no %s; `make test-cluster` builds it and runs this test", dir, name)
 	}
-	return dir
+	return dir, wanted, nil
 }
 
-// pins is the digest that tools/cluster.sh names the folder by.
-func pins(t testing.TB) string {
-	t.Helper()
-	_, file, _, _ := runtime.Caller(0)
-	if !filepath.IsAbs(file) { // -trimpath
-		t.Skipf("SKIPPED: NOT TESTED AGAINST A REAL API SERVER: cannot find the sources; set %s", Env)
+// cached is where tools/cluster.sh puts the binaries that this source tree pins.
+func cached() (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
 	}
+	_, file, _, _ := runtime.Caller(0) // with -trimpath this is no path, and nothing is found
 	digest := sha256.New()
 	for _, name := range []string{"go.mod", "go.sum"} {
 		text, err := os.ReadFile(filepath.Join(filepath.Dir(file), "kube", name))
 		if err != nil {
-			t.Fatal(err)
+			return "", fmt.Errorf("find the pins of the test cluster: %w", err)
 		}
 		digest.Write(text)
 	}
-	return hex.EncodeToString(digest.Sum(nil))[:16]
+	return filepath.Join(cache, "portcullis", "cluster-"+hex.EncodeToString(digest.Sum(nil))[:16]), nil
 }
 
 func start(binaries string) (_ *Cluster, err error) {
@@ -303,18 +304,23 @@ func (c *Cluster) KillAPIServer() { c.apiserver.kill() }
 func (c *Cluster) KillEtcd() { c.etcd.kill() }
 
 // Restart starts whichever was killed, on the same port and data, and waits until it answers.
-func (c *Cluster) Restart(t testing.TB) {
-	t.Helper()
+func (c *Cluster) Restart() error {
 	if c.etcd.ended() {
 		if err := c.startEtcd(); err != nil {
-			t.Fatalf("start etcd again: %v", err)
+			return fmt.Errorf("start etcd again: %w", err)
 		}
 	}
 	if c.apiserver.ended() {
 		if err := c.startAPIServer(); err != nil {
-			t.Fatalf("start the API server again: %v", err)
+			return fmt.Errorf("start the API server again: %w", err)
 		}
 	}
+	// It answers 200 before etcd's return is noticed, too: only a read tells.
+	client, err := rest.HTTPClientFor(c.Admin())
+	if err != nil {
+		return err
+	}
+	return c.apiserver.await(client, c.url()+"/api/v1/namespaces/default")
 }
 
 func (c *Cluster) stop() {
