@@ -38,7 +38,7 @@ With --store bbolt there is one replica, whose history is on a volume of its own
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&c.Image, "image", "", "image of the Coordinator, by its digest")
-	flags.StringVarP(&c.Namespace, "namespace", "n", "default", "namespace of the Coordinator; better one of its own")
+	flags.StringVarP(&c.Namespace, "namespace", "n", "", "namespace of the Coordinator, better one of its own (default: none is named, so kubectl decides)")
 	flags.IntVar(&c.Replicas, "replicas", 3, "how many replicas, each with the seed in its memory")
 	flags.StringVar(&c.RuntimeClass, "runtime-class", "kata-qemu-snp", "confidential runtime class of its pods")
 	flags.StringVar(&c.Store, "store", deploy.StoreKubernetes,

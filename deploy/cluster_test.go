@@ -30,7 +30,10 @@ func TestAPIServerAcceptsTheYAML(t *testing.T) {
 	c.MustKubectl(t, runtimeClasses, "apply", "-f", "-")
 	for name, d := range map[string]deploy.Coordinator{"replicated": replicated(), "alone": alone()} {
 		t.Run(name, func(t *testing.T) {
-			d.Namespace = c.Namespace(t)
+			namespace := c.Namespace(t)
+			if d.Namespace != "" {
+				d.Namespace = namespace
+			}
 			printed := text(t, d)
 			injected, err := generate.Inject(t.Context(), []generate.File{{Name: "coordinator.yaml", Text: []byte(printed)}}, generate.Options{
 				RuntimeClasses: generate.RuntimeClasses, Namespace: "default", Policy: generate.FixedPolicy("package agent_policy\n"),
@@ -44,16 +47,15 @@ func TestAPIServerAcceptsTheYAML(t *testing.T) {
 			for what, yaml := range map[string]string{"printed": printed, "after generate": string(injected.Files[0].Text)} {
 				objects := strings.Count(yaml, "\nkind: ")
 				for _, args := range [][]string{
-					{"apply", "--dry-run=server", "-f", "-"},
-					{"apply", "--server-side", "--force-conflicts", "--dry-run=server", "-f", "-"},
-					{"apply", "-f", "-"},
+					{"-n", namespace, "apply", "--dry-run=server", "-f", "-"},
+					{"-n", namespace, "apply", "-f", "-"},
 				} {
 					if got := strings.Count(c.MustKubectl(t, yaml, args...), "\n"); got != objects {
 						t.Errorf("%s: %q took %d objects, want %d", what, args, got, objects)
 					}
 				}
 			}
-			c.MustKubectl(t, podOf(t, c, d.Namespace), "create", "-f", "-")
+			c.MustKubectl(t, podOf(t, c, namespace), "create", "-f", "-")
 		})
 	}
 }
@@ -67,7 +69,6 @@ func TestAPIServerRefusesWhatIsWrong(t *testing.T) {
 	for what, test := range map[string]struct{ from, to, want string }{
 		"a misspelt field":   {"serviceName:", "servicesName:", "unknown field"},
 		"a selector amiss":   {"matchLabels: {app.kubernetes.io/name: coordinator}\n  template:", "matchLabels: {app.kubernetes.io/name: other}\n  template:", "selector"},
-		"a subject unnamed":  {"  name: coordinator\n  namespace: " + d.Namespace + "\n---\n# For Init", "  name: coordinator\n---\n# For Init", "subjects[0].namespace: Required value"},
 		"a probe of no port": {"{path: /readyz, port: api}", "{path: /readyz, port: 0}", "port"},
 		"a warning":          {"      enableServiceLinks: false", "      enableServiceLinks: false\n      nodeSelector: {beta.kubernetes.io/os: linux}", "Warning: "},
 	} {

@@ -28,7 +28,7 @@ const maxReplicas = 15
 
 // Coordinator is what can be chosen about a Coordinator's deployment.
 type Coordinator struct {
-	Namespace    string // of all objects; a RoleBinding cannot leave it open
+	Namespace    string // of all objects; empty leaves it to kubectl
 	Image        string
 	RuntimeClass string
 	Replicas     int
@@ -62,7 +62,7 @@ func (c Coordinator) Write(w io.Writer) error {
 func (c Coordinator) Check() error {
 	var faults []error
 	fail := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
-	if !namespaceForm.MatchString(c.Namespace) {
+	if c.Namespace != "" && !namespaceForm.MatchString(c.Namespace) {
 		fail("namespace %q: want lower-case letters, digits and -, 63 at most", c.Namespace)
 	}
 	if !imageForm.MatchString(c.Image) || strings.HasSuffix(c.Image, ":") {

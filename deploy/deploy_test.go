@@ -16,9 +16,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 const image = "registry.example.com/coordinator@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 func replicated() deploy.Coordinator {
-	return deploy.Coordinator{
-		Namespace: "default", Image: image, RuntimeClass: "kata-qemu-snp", Replicas: 3, Store: deploy.StoreKubernetes,
-	}
+	return deploy.Coordinator{Image: image, RuntimeClass: "kata-qemu-snp", Replicas: 3, Store: deploy.StoreKubernetes}
 }
 
 func alone() deploy.Coordinator {
@@ -60,7 +58,7 @@ func TestEveryFaultIsSaidAtOnce(t *testing.T) {
 		change func(*deploy.Coordinator)
 		want   []string
 	}{
-		"nothing":                   {func(c *deploy.Coordinator) { *c = deploy.Coordinator{} }, []string{`namespace ""`, `image ""`, `runtime class ""`, "0 replicas", `store ""`}},
+		"nothing":                   {func(c *deploy.Coordinator) { *c = deploy.Coordinator{} }, []string{`image ""`, `runtime class ""`, "0 replicas", `store ""`}},
 		"namespace":                 {func(c *deploy.Coordinator) { c.Namespace = "a b" }, []string{`namespace "a b"`}},
 		"yaml in the image":         {func(c *deploy.Coordinator) { c.Image = "a\n  hostNetwork: true" }, []string{"image"}},
 		"a comment in the image":    {func(c *deploy.Coordinator) { c.Image = "a #" }, []string{"image"}},

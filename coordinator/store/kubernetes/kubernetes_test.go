@@ -28,13 +28,13 @@ func account(t *testing.T, c *cluster.Cluster) (config *rest.Config, namespace s
 	namespace = c.Namespace(t)
 	var yaml bytes.Buffer
 	err := deploy.Coordinator{
-		Namespace: namespace, Image: "example.com/coordinator@sha256:" + strings.Repeat("0", 64), RuntimeClass: "kata-qemu-snp",
+		Image: "example.com/coordinator@sha256:" + strings.Repeat("0", 64), RuntimeClass: "kata-qemu-snp",
 		Replicas: 3, Store: deploy.StoreKubernetes,
 	}.Write(&yaml)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.MustKubectl(t, yaml.String(), "apply", "-f", "-")
+	c.MustKubectl(t, yaml.String(), "-n", namespace, "apply", "-f", "-")
 	return c.ServiceAccount(t, namespace, "coordinator"), namespace
 }
 
