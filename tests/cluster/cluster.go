@@ -200,13 +200,14 @@ func (c *Cluster) startEtcd() (err error) {
 func (c *Cluster) startAPIServer() (err error) {
 	c.apiserver, err = startProcess(c.path("apiserver.log"), filepath.Join(c.binaries, "kube-apiserver"),
 		"--etcd-servers=http://127.0.0.1:"+strconv.Itoa(c.etcdPort),
-		"--bind-address=127.0.0.1", "--secure-port="+strconv.Itoa(c.port), "--cert-dir="+c.path("certs"),
+		"--bind-address=127.0.0.1", "--advertise-address=192.0.2.1", // of a documentation network: nobody is told, and loopback is refused
+		"--secure-port="+strconv.Itoa(c.port), "--cert-dir="+c.path("certs"),
 		"--service-cluster-ip-range=10.96.0.0/16", "--endpoint-reconciler-type=none",
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-signing-key-file="+c.path("sa.key"), "--service-account-key-file="+c.path("sa.pub"),
 		"--authorization-mode=RBAC", "--token-auth-file="+c.path("tokens.csv"),
 		"--disable-admission-plugins=ServiceAccount", // no controller makes the accounts' objects
-		"--allow-privileged=true", "--profiling=false", "-v=1")
+		"--allow-privileged=true", "--profiling=false")
 	if err != nil {
 		return err
 	}
