@@ -38,6 +38,7 @@ type options struct {
 	db             string
 	tee            string
 	collateralDir  string
+	peers          string
 	allowSimulated bool
 	noGuard        bool
 }
@@ -71,9 +72,15 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, cache.Close()) }()
-	c, err := coordinator.New(ctx, coordinator.Config{
+	cfg := coordinator.Config{
 		Store: s, Issuer: issuer, AllowSimulatedTEE: o.allowSimulated, Collateral: cache, Log: log,
-	})
+	}
+	if o.peers != "" {
+		if cfg.Peers, err = coordinator.PeersAt(o.peers); err != nil {
+			return &command.UsageError{Err: err}
+		}
+	}
+	c, err := coordinator.New(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -141,6 +148,8 @@ func parse(args []string) (options, uint16, error) {
 	flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: auto, socket, snp, tdx; auto if not given")
 	flags.StringVar(&o.collateralDir, "collateral-dir", "",
 		"`folder` that keeps what AMD and Intel publish; in memory alone if not given")
+	flags.StringVar(&o.peers, "peers", "",
+		"`host[:port]` whose addresses are the other replicas on this store, such as a headless Service; none if not given")
 	flags.BoolVar(&o.allowSimulated, "allow-simulated-tee", false,
 		"accept manifests that trust evidence which no hardware made: for tests only")
 	flags.BoolVar(&o.noGuard, "no-guard", false, "start without the podVM's guard: for development only")
