@@ -25,7 +25,7 @@ const (
 	nonceLifetime = 60 * time.Second
 	// maxClockSkew is how far ahead the clock of the replica that issued a nonce may be.
 	maxClockSkew = 10 * time.Second
-	nonceLabel    = "portcullis nonce v1"
+	nonceLabel   = "portcullis nonce v1"
 )
 
 type nonces struct{ key secret.Bytes }

@@ -334,11 +334,11 @@ func PeersAt(name string) (func(context.Context) ([]string, error), error) {
 	if strings.ContainsAny(name, ":[]") {
 		var err error
 		if host, port, err = net.SplitHostPort(name); err != nil {
-			return nil, fmt.Errorf("peers %q: want host or host:port", name)
+			return nil, fmt.Errorf("%q: want host or host:port", name)
 		}
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || host == "" {
-		return nil, fmt.Errorf("peers %q: want host or host:port, and a port from 1 to 65535", name)
+		return nil, fmt.Errorf("%q: want host or host:port, and a port from 1 to 65535", name)
 	}
 	return func(ctx context.Context) ([]string, error) {
 		found, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)

@@ -38,7 +38,7 @@ type options struct {
 	db             string
 	tee            string
 	collateralDir  string
-	peers          string
+	peers          func(context.Context) ([]string, error)
 	allowSimulated bool
 	noGuard        bool
 }
@@ -72,15 +72,9 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, cache.Close()) }()
-	cfg := coordinator.Config{
-		Store: s, Issuer: issuer, AllowSimulatedTEE: o.allowSimulated, Collateral: cache, Log: log,
-	}
-	if o.peers != "" {
-		if cfg.Peers, err = coordinator.PeersAt(o.peers); err != nil {
-			return &command.UsageError{Err: err}
-		}
-	}
-	c, err := coordinator.New(ctx, cfg)
+	c, err := coordinator.New(ctx, coordinator.Config{
+		Store: s, Issuer: issuer, AllowSimulatedTEE: o.allowSimulated, Collateral: cache, Peers: o.peers, Log: log,
+	})
 	if err != nil {
 		return err
 	}
@@ -148,7 +142,7 @@ func parse(args []string) (options, uint16, error) {
 	flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: auto, socket, snp, tdx; auto if not given")
 	flags.StringVar(&o.collateralDir, "collateral-dir", "",
 		"`folder` that keeps what AMD and Intel publish; in memory alone if not given")
-	flags.StringVar(&o.peers, "peers", "",
+	peers := flags.String("peers", "",
 		"`host[:port]` whose addresses are the other replicas on this store, such as a headless Service; none if not given")
 	flags.BoolVar(&o.allowSimulated, "allow-simulated-tee", false,
 		"accept manifests that trust evidence which no hardware made: for tests only")
@@ -163,6 +157,12 @@ func parse(args []string) (options, uint16, error) {
 	}
 	if flags.NArg() > 0 {
 		return options{}, 0, fmt.Errorf("unexpected argument %q, want flags only", flags.Arg(0))
+	}
+	if *peers != "" {
+		var err error
+		if o.peers, err = coordinator.PeersAt(*peers); err != nil {
+			return options{}, 0, fmt.Errorf("--peers %w", err)
+		}
 	}
 	_, text, err := net.SplitHostPort(o.listen)
 	if err != nil {
