@@ -40,6 +40,9 @@ func (v *Verified) Latest() *manifest.Manifest {
 	return v.History[len(v.History)-1].Manifest
 }
 
+// CheckOwners is the check that the manifests of a history are all of the same owners.
+const CheckOwners = "workload owners"
+
 // VerifyError says that a Coordinator is not what it must be.
 type VerifyError struct {
 	// Check is what was checked.
@@ -147,7 +150,7 @@ func (f FormerOwners) owned(v *Verified, trusted *manifest.Manifest) error {
 	for i, t := range v.History {
 		got := t.Manifest.OwnersDigest()
 		if got != trusted.OwnersDigest() && (got == manifest.OwnersDigest{} || !slices.Contains(f, got)) {
-			return &VerifyError{"workload owners", fmt.Errorf("manifest %d of %d has others, whose digest is %s: they may have learnt the seed",
+			return &VerifyError{CheckOwners, fmt.Errorf("manifest %d of %d has others, whose digest is %s: they may have learnt the seed",
 				i+1, len(v.History), got)}
 		}
 	}

@@ -579,12 +579,16 @@ func TestPeerAnswerUnsigned(t *testing.T) {
 		answer         func(*api.PeerRequest) *api.PeerResponse
 		outcome, field string
 	}{
-		"no evidence":                 {forge(t, state, nil), "evidence-of-peer-rejected", "PLATFORM"},
-		"a pod's evidence":            {forge(t, state, snpMachine(t, measurement, webPolicy)), "evidence-of-peer-rejected", "HOST_DATA"},
-		"evidence of no policy":       {forge(t, state, snpMachine(t, measurement, attestation.PolicyHash{0x99})), "evidence-of-peer-rejected", "HOST_DATA"},
-		"evidence of another image":   {forge(t, state, snpMachine(t, simtee.Measurement{9}, coordPolicy)), "evidence-of-peer-rejected", "MEASUREMENT"},
-		"simulated evidence":          {forge(t, state, world(t).Machine(measurement, coordPolicy)), "evidence-of-peer-rejected", "PLATFORM"},
-		"the requester's own":         {func(req *api.PeerRequest) *api.PeerResponse { resp := forge(t, state, nil)(req); resp.Evidence = req.Evidence; return resp }, "evidence-of-peer-rejected", "REPORT_DATA"},
+		"no evidence":               {forge(t, state, nil), "evidence-of-peer-rejected", "PLATFORM"},
+		"a pod's evidence":          {forge(t, state, snpMachine(t, measurement, webPolicy)), "evidence-of-peer-rejected", "HOST_DATA"},
+		"evidence of no policy":     {forge(t, state, snpMachine(t, measurement, attestation.PolicyHash{0x99})), "evidence-of-peer-rejected", "HOST_DATA"},
+		"evidence of another image": {forge(t, state, snpMachine(t, simtee.Measurement{9}, coordPolicy)), "evidence-of-peer-rejected", "MEASUREMENT"},
+		"simulated evidence":        {forge(t, state, world(t).Machine(measurement, coordPolicy)), "evidence-of-peer-rejected", "PLATFORM"},
+		"the requester's own": {func(req *api.PeerRequest) *api.PeerResponse {
+			resp := forge(t, state, nil)(req)
+			resp.Evidence = req.Evidence
+			return resp
+		}, "evidence-of-peer-rejected", "REPORT_DATA"},
 		"evidence for something else": {altered(forge(t, state, nil), genuine, func(req *api.PeerRequest, _ *api.PeerResponse) attestation.ReportData { return req.ReportData() }), "evidence-of-peer-rejected", "REPORT_DATA"},
 		"evidence over another state": {
 			altered(forge(t, state, nil), genuine, func(req *api.PeerRequest, _ *api.PeerResponse) attestation.ReportData {
@@ -717,6 +721,76 @@ func TestPeerOnAStoreOfTheHostsChoosing(t *testing.T) {
 	real.at(t, same.TransitionHash)
 	below.to.Store(copied.store.copy())
 	r.refuses(t, "state-of-peer-refused", "", "did not sign the store's latest")
+}
+
+// A host begins the history of a genuine Coordinator, with a manifest in which a guest of its own is a coordinator, and so
+// learns the seed. Then it signs the history over to the owner's manifest, byte for byte. Whoever verifies that one sees
+// who began.
+func TestHostsFirstManifestUpdatedToTheOwners(t *testing.T) {
+	rs := newReplicas(t, 1)
+	r, alice, host := rs.running[0], rs.owner, newKey(t, elliptic.P256())
+	leaky := attestation.PolicyHash{0x66}
+	rs.owner = host
+	first, err := r.Set(t.Context(), rs.request(t, rs.manifest(t, func(m *manifest.Manifest) {
+		m.Policies[leaky] = manifest.Policy{Role: manifest.RoleCoordinator}
+	}), [32]byte{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := newAsker(t, snpMachine(t, measurement, leaky))
+	req := a.request(t, r.freshNonce(t), first.TransitionHash)
+	resp, err := r.PeerState(t.Context(), *req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	learnt, err := resp.Open(req, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs.owner = alice
+	text := rs.manifest(t)
+	rs.owner = host
+	next, err := r.Set(t.Context(), rs.request(t, text, [32]byte(first.TransitionHash)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var known, now map[string][]byte
+	if err := errors.Join(json.Unmarshal(learnt.Reveal(), &known), json.Unmarshal(r.state(t, next.TransitionHash).Reveal(), &now)); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(known["seed"], now["seed"]) || bytes.Equal(known["meshKey"], now["meshKey"]) {
+		t.Fatal("the host has not learnt the seed, or learnt the mesh CA's key too")
+	}
+
+	nonce := random(t, api.NonceSize)
+	attested, err := r.Attest(t.Context(), nonce)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trusted, trust := parse(t, text), rs.trust(t)
+	for what, err := range map[string]error{
+		"verify":     second(api.VerifyCoordinator(t.Context(), attested, nonce, trusted, trust)),
+		"before set": second(api.VerifyBeforeSet(t.Context(), attested, nonce, trusted, trust)),
+		"verify with other former owners": second(api.FormerOwners{{1}, {}, trusted.OwnersDigest()}.
+			VerifyCoordinator(t.Context(), attested, nonce, trusted, trust)),
+	} {
+		if refused, ok := errors.AsType[*api.VerifyError](err); !ok || refused.Check != api.CheckOwners ||
+			!strings.Contains(refused.Error(), "manifest 1 of 2 has others") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	history, err := api.VerifyHistory(attested.History)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (&manifest.Pin{WorkloadOwners: trusted.OwnersDigest()}).CheckOwners(history); err == nil {
+		t.Error("a pin to the owners admits it")
+	}
+	// Who knows the former owners says so.
+	former := api.FormerOwners{parse(t, attested.History[0].Manifest).OwnersDigest()}
+	if _, err := former.VerifyCoordinator(t.Context(), attested, nonce, trusted, trust); err != nil {
+		t.Errorf("with the former owners: %v", err)
+	}
 }
 
 // What goes over the network, into the logs and into the store is nothing that a host can use.

@@ -584,21 +584,27 @@ func (rs *replicas) sealed(t *testing.T, r *replica) []api.SealedShare {
 	return resp.Shares
 }
 
-func (rs *replicas) verifyRecovery(t *testing.T, r *replica, text []byte) *api.Verified {
+// trust is what verifying takes besides a manifest.
+func (rs *replicas) trust(t *testing.T) manifest.ValidatorOptions {
 	t.Helper()
 	cache, err := collateral.New(collateral.Config{Transport: rs.hardware.vendor})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer cache.Close()
+	t.Cleanup(func() { cache.Close() })
 	trust := rs.hardware.trust
 	trust.Collateral = cache
+	return trust
+}
+
+func (rs *replicas) verifyRecovery(t *testing.T, r *replica, text []byte) *api.Verified {
+	t.Helper()
 	nonce := random(t, api.NonceSize)
 	resp, err := r.AttestRecovery(t.Context(), nonce)
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := api.VerifyRecovery(t.Context(), resp, nonce, parse(t, text), trust)
+	v, err := api.VerifyRecovery(t.Context(), resp, nonce, parse(t, text), rs.trust(t))
 	if err != nil {
 		t.Fatal(err)
 	}
