@@ -35,6 +35,8 @@ type shared struct {
 	latest  []byte
 }
 
+var errDamaged = errors.New("latest is empty")
+
 func newShared() *shared { return &shared{objects: make(map[store.Name][]byte)} }
 
 func (s *shared) Object(_ context.Context, name store.Name) ([]byte, error) {
@@ -44,7 +46,7 @@ func (s *shared) Object(_ context.Context, name store.Name) ([]byte, error) {
 	if !ok {
 		return nil, store.ErrNotFound
 	}
-	return bytes.Clone(data), nil
+	return bytes.Clone(data), name.Verify(data)
 }
 
 func (s *shared) Latest(context.Context) ([]byte, error) {
@@ -53,10 +55,19 @@ func (s *shared) Latest(context.Context) ([]byte, error) {
 	if s.latest == nil {
 		return nil, store.ErrNotFound
 	}
+	if len(s.latest) == 0 {
+		return nil, errDamaged
+	}
 	return bytes.Clone(s.latest), nil
 }
 
-func (s *shared) Commit(_ context.Context, objects []store.Object, old, new []byte) error {
+func (s *shared) Commit(ctx context.Context, objects []store.Object, old, new []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(new) == 0 {
+		return errDamaged
+	}
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	if (s.latest == nil) != (old == nil) || !bytes.Equal(s.latest, old) {
@@ -79,9 +90,14 @@ func (s *shared) copy() *shared {
 }
 
 func TestTheStoreOfTheseTestsIsAStore(t *testing.T) {
-	storetest.Run(t, func(*testing.T) (store.Store, func() store.Store) {
+	storetest.Run(t, func(*testing.T) storetest.Subject {
 		s := newShared()
-		return s, func() store.Store { return s }
+		get := func() store.Store { return s }
+		return storetest.Subject{
+			Store: get, Reopen: get,
+			ChangeObject: func(name store.Name, data []byte) { s.objects[name] = data },
+			ChangeLatest: func(value []byte) { s.latest = append([]byte{}, value...) },
+		}
 	})
 }
 
