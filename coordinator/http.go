@@ -81,6 +81,7 @@ func route[Request, Response any](
 				refused = problem(api.CodeInternal).because(err)
 			}
 			c.logRefusal(r, refused)
+			c.auditRefusal(r, refused)
 			c.metrics.request(r.URL.Path, refused.code)
 			refused.write(w)
 			return
@@ -160,8 +161,12 @@ func (c *Coordinator) health(w http.ResponseWriter, _ *http.Request) {
 }
 
 // ready says that requests make sense: also to a fresh Coordinator, whose first manifest comes by the way that
-// readiness opens, and not to one that needs recovery.
+// readiness opens, and not to one that needs recovery, or cannot write its audit log.
 func (c *Coordinator) ready(w http.ResponseWriter, _ *http.Request) {
+	if err := c.audit.Status().Err; err != nil {
+		problem(api.CodeUnavailable).saying(auditUnwritable).write(w)
+		return
+	}
 	if c.recovering.Load() != nil {
 		problem(api.CodeNeedsRecovery).write(w)
 		return

@@ -15,6 +15,7 @@ import (
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/coordinator/audit"
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
@@ -125,6 +126,12 @@ func (c *Coordinator) takeShare(_ context.Context, req *api.RecoverRequest) (*ap
 		return nil, problem(api.CodeShareRepeated).because(fmt.Errorf("%s gave a share already", fingerprint(req.PublicKey)))
 	}
 	r.shares[owner] = share
+	if err := c.audit.Record(&audit.ShareTaken{
+		Owner: fingerprint(req.PublicKey), Collected: len(r.shares), Threshold: r.threshold(),
+	}); err != nil {
+		delete(r.shares, owner) // to be given again
+		return nil, unrecorded(err)
+	}
 	resp := &api.RecoverResponse{Collected: len(r.shares), Threshold: r.threshold()}
 	c.log.Info("seed share taken", "owner", fingerprint(req.PublicKey), "collected", resp.Collected, "threshold", resp.Threshold)
 	if resp.Collected < resp.Threshold {
@@ -135,6 +142,10 @@ func (c *Coordinator) takeShare(_ context.Context, req *api.RecoverRequest) (*ap
 		err = fmt.Errorf("shares of %v: %w", r.givers(), err)
 		r.startOver()
 		return nil, problem(api.CodeSharesDiscarded).because(err)
+	}
+	if err := c.auditRecovery(g); err != nil {
+		delete(r.shares, owner)
+		return nil, err
 	}
 	r.shares = nil
 	c.active.Store(g)

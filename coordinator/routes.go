@@ -109,13 +109,18 @@ func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetRes
 	if current != nil {
 		old = current.latest
 	}
+	if err := c.auditTransition(transition, len(next.history)); err != nil {
+		return nil, err
+	}
 	// From here on a client that goes away changes nothing.
 	if err := c.store.Commit(context.WithoutCancel(ctx), kept, old, next.latest); err != nil {
+		c.auditNotKept(transition, err)
 		if errors.Is(err, store.ErrConflict) {
 			return nil, problem(api.CodeConflict).because(err)
 		}
 		return nil, fmt.Errorf("keep transition %x: %w", transition.Hash, err)
 	}
+	c.auditKept(next)
 	c.active.Store(next)
 	c.log.Info("manifest set", "generation", len(next.history), "transition", hex.EncodeToString(transition.Hash[:]),
 		"policies", len(transition.Manifest.Policies), "signatures", len(transition.Signatures))
@@ -241,6 +246,9 @@ func (c *Coordinator) answer(
 	// A manifest that was set meanwhile may have dropped this very policy.
 	if c.active.Load() != g {
 		return nil, problem(api.CodeUnavailable).saying("the manifest changed meanwhile; ask again")
+	}
+	if err := c.auditCertificate(g, req, claims, leaf); err != nil {
+		return nil, err
 	}
 	c.metrics.issued.Inc()
 	c.log.Info("certificate issued", "policyHash", claims.PolicyHash.String(), "serial", leaf.SerialNumber.Text(16),
