@@ -17,10 +17,12 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"portcullis.dev/portcullis"
 )
 
 // Version is this release's. It names the images that generate injects.
-const Version = "v0.1.0"
+const Version = portcullis.Version
 
 // Streams are where a command reads and writes.
 type Streams struct {

@@ -169,6 +169,7 @@ func (c *Coordinator) nonce(context.Context, *api.NonceRequest) (*api.NonceRespo
 // certificate certifies a pod that proves to be one of the manifest's. The checks come in the order of what they cost
 // the Coordinator, so that a stranger can make it do little.
 func (c *Coordinator) certificate(ctx context.Context, req *api.CertificateRequest) (*api.CertificateResponse, error) {
+	began := time.Now()
 	g, err := c.generation()
 	if err != nil {
 		return nil, err
@@ -198,7 +199,11 @@ func (c *Coordinator) certificate(ctx context.Context, req *api.CertificateReque
 	if err != nil {
 		return nil, err
 	}
-	return c.answer(ctx, g, req, key, claims, policy)
+	resp, err := c.answer(ctx, g, req, key, claims, policy)
+	if err == nil {
+		c.metrics.issueTime.Observe(time.Since(began).Seconds())
+	}
+	return resp, err
 }
 
 // judge says which of the manifest's policies a pod has.
@@ -217,9 +222,10 @@ func (c *Coordinator) judge(
 	judged := &judgedError{claimed: claimedPolicyHash(req.Evidence), err: err}
 	rejected, ok := errors.AsType[*attestation.Rejected](err)
 	if !ok {
+		c.metrics.unavailable.WithLabelValues(vendor(req.Evidence.Platform)).Inc()
 		return attestation.Claims{}, manifest.Policy{}, problem(api.CodeUnavailable).because(judged)
 	}
-	c.metrics.rejected(rejected.Field)
+	c.metrics.rejected.WithLabelValues(rejected.Field).Inc()
 	return attestation.Claims{}, manifest.Policy{},
 		problem(api.CodeEvidenceRejected).saying("the evidence's %s is not acceptable", rejected.Field).because(judged)
 }
@@ -250,7 +256,7 @@ func (c *Coordinator) answer(
 	if err := c.auditCertificate(g, req, claims, leaf); err != nil {
 		return nil, err
 	}
-	c.metrics.issued.Inc()
+	c.metrics.issued.WithLabelValues(string(claims.Platform)).Inc()
 	c.log.Info("certificate issued", "policyHash", claims.PolicyHash.String(), "serial", leaf.SerialNumber.Text(16),
 		"notAfter", leaf.NotAfter, "generation", len(g.history), "renewal", len(req.MeshCA) > 0)
 	return resp, nil

@@ -47,7 +47,9 @@ func NewSigner(seed pki.Seed) (*Signer, error) {
 }
 
 // Format does not show the key.
-func (Signer) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("signer of the audit log, key " + secret.Redacted)) }
+func (Signer) Format(f fmt.State, _ rune) {
+	_, _ = f.Write([]byte("signer of the audit log, key " + secret.Redacted))
+}
 
 func (s *Signer) sign(from uint64, h Head) (*HeadSigned, error) {
 	digest := headDigest(from, h)
