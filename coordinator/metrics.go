@@ -51,6 +51,7 @@ func newMetrics(c *Coordinator) *metrics {
 		m.issued.WithLabelValues(string(p))
 		m.unavailable.WithLabelValues(vendor(p))
 	}
+	m.requests.WithLabelValues(api.PathCertificate, string(api.CodeEvidenceRejected)) // what alerts ask for is there from the start
 	m.registry.MustRegister(m.requests, m.issued, m.issueTime, m.rejected, m.unavailable, m.gateWait,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.watchGate("evidence", c.judging)
