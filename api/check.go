@@ -52,7 +52,11 @@ func (r *AttestResponse) state() string {
 	return "serving"
 }
 
-const nameEvidence = "evidence"
+// Names of checks that a caller looks for.
+const (
+	CheckEvidence       = "evidence"
+	CheckActiveManifest = "active manifest"
+)
 
 // judge has the validator judge the evidence, and lists each field that the accepting reference value was compared with.
 func (v *Verified) judge(
@@ -60,7 +64,7 @@ func (v *Verified) judge(
 ) error {
 	claims, err := validator.Validate(ctx, evidence, data)
 	if rejected, ok := errors.AsType[*attestation.Rejected](err); ok {
-		return v.check(Check{Name: nameEvidence, Of: rejected.Field, Want: rejected.Want, Got: rejected.Got}, err)
+		return v.check(Check{Name: CheckEvidence, Of: rejected.Field, Want: rejected.Want, Got: rejected.Got}, err)
 	}
 	if err != nil {
 		return fmt.Errorf("judge the Coordinator's evidence: %w", err)
@@ -68,7 +72,7 @@ func (v *Verified) judge(
 	v.Claims = claims
 	fields, path := accepted(validator.Inspect(ctx, evidence, data), claims.Platform)
 	if err := v.check(Check{
-		Name: nameEvidence,
+		Name: CheckEvidence,
 		Want: "signed under the platform's root, over this answer, and accepted by one of the manifest's reference values",
 		Got:  fmt.Sprintf("platform %s, accepted by %s", claims.Platform, path),
 	}, failUnless(path != "", "no reference value is right in all fields")); err != nil {
@@ -82,7 +86,7 @@ func (v *Verified) judge(
 	}
 	sum := data.Bytes()
 	for _, f := range fields {
-		c := Check{Name: nameEvidence, Of: f.Field, Want: "as " + path + " and the platform want it", Got: values[f.Field]}
+		c := Check{Name: CheckEvidence, Of: f.Field, Want: "as " + path + " and the platform want it", Got: values[f.Field]}
 		switch f.Field {
 		case "REPORT_DATA", "REPORTDATA":
 			c.Want = hex.EncodeToString(sum[:])

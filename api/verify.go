@@ -110,7 +110,7 @@ func VerifyRecovery(
 
 // enforces says whether the latest manifest is trusted, byte for byte.
 func (v *Verified) enforces(trusted *manifest.Manifest) error {
-	c := Check{Name: "active manifest", Want: fmt.Sprintf("SHA-256 %x, that of the trusted manifest", trusted.Hash()), Got: "none"}
+	c := Check{Name: CheckActiveManifest, Want: fmt.Sprintf("SHA-256 %x, that of the trusted manifest", trusted.Hash()), Got: "none"}
 	latest := v.Latest()
 	if latest == nil {
 		return v.check(c, errors.New("none was set yet"))
