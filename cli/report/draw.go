@@ -46,11 +46,12 @@ type Line struct {
 
 // The measures of the picture.
 const (
-	boxWidth  = 196
+	boxWidth  = 204
 	boxHead   = 46 // name and what stands under it
 	badgeStep = 17
 	gapX      = 84
 	gapY      = 22
+	gapHeight = 10 // of the place where a line passes a column
 	maxRows   = 10
 	margin    = 8
 	maxBadges = 4
@@ -70,9 +71,7 @@ func (g *Mesh) Draw() *Drawing {
 	if len(g.Pods) == 0 || len(g.Pods) > MaxDrawn {
 		return nil
 	}
-	const outside = 0
 	boxes := []Box{{Name: "Everybody outside", Under: "no certificate of the mesh", Class: "outside"}}
-	edges := g.edges()
 	for _, p := range g.Pods {
 		boxes = append(boxes, p.box())
 	}
@@ -82,12 +81,63 @@ func (g *Mesh) Draw() *Drawing {
 			boxes[i].H += 6
 		}
 	}
+	edges := g.edges()
 	touched := make([]bool, len(boxes))
 	for _, e := range edges {
 		touched[e.from], touched[e.to] = true, true
 	}
-	columns := order(layers(len(boxes), edges, touched), edges)
+	columns := split(order(layers(len(boxes), edges, touched), hops(edges)))
+	all, ways := detour(boxes, edges, columns)
+	columns = order(columns, ways)
 	d := &Drawing{}
+	d.place(all, columns)
+	d.placeIdle(all[:len(boxes)], touched)
+	d.Lines = lines(all, edges, ways)
+	for i, b := range all[:len(boxes)] {
+		if i > 0 || touched[0] {
+			for j := range b.Badges {
+				b.Badges[j].Y = b.Y + boxHead + 8 + badgeStep*j
+			}
+			d.Boxes = append(d.Boxes, b)
+		}
+	}
+	return d
+}
+
+// way is the boxes that a line passes on its way, both ends among them.
+type way []int
+
+func hops(edges []edge) []way {
+	ways := make([]way, len(edges))
+	for i, e := range edges {
+		ways[i] = way{e.from, e.to}
+	}
+	return ways
+}
+
+// detour leaves a gap in each column that a line would otherwise cross behind boxes: a thin box without a frame.
+func detour(boxes []Box, edges []edge, columns [][]int) ([]Box, []way) {
+	column := make(map[int]int)
+	for c, boxes := range columns {
+		for _, i := range boxes {
+			column[i] = c
+		}
+	}
+	all, ways := slices.Clone(boxes), hops(edges)
+	for k, e := range edges {
+		w := way{e.from}
+		for c := column[e.from] + 1; c < column[e.to]; c++ {
+			w = append(w, len(all))
+			columns[c] = append(columns[c], len(all))
+			all = append(all, Box{W: boxWidth, H: gapHeight})
+		}
+		ways[k] = append(w, e.to)
+	}
+	return all, ways
+}
+
+// place centres each column.
+func (d *Drawing) place(boxes []Box, columns [][]int) {
 	heights := make([]int, len(columns))
 	for c, column := range columns {
 		for _, i := range column {
@@ -104,17 +154,6 @@ func (g *Mesh) Draw() *Drawing {
 	}
 	d.Width = 2*margin + len(columns)*(boxWidth+gapX) - gapX
 	d.Height += 2 * margin
-	d.placeIdle(boxes, touched)
-	d.Lines = lines(boxes, edges)
-	for i := range boxes {
-		if i != outside || touched[outside] {
-			for j := range boxes[i].Badges {
-				boxes[i].Badges[j].Y = boxes[i].Y + boxHead + 8 + badgeStep*j
-			}
-			d.Boxes = append(d.Boxes, boxes[i])
-		}
-	}
-	return d
 }
 
 // placeIdle puts the pods without any line below the others, row by row.
@@ -151,32 +190,32 @@ func (d *Drawing) placeIdle(boxes []Box, touched []bool) {
 }
 
 func (p Pod) box() Box {
-	b := Box{Name: fit(p.Name, 23), Under: fit(p.Kind+" in "+p.Namespace, 29), Class: "pod"}
+	b := Box{Name: fit(p.Name, 20), Under: fit(p.Kind+" in "+p.Namespace, 26), Class: "pod"}
 	if p.Coordinator {
 		b.Class, b.Under = "coordinator", "issues the certificates"
 	}
 	if p.Level == Danger {
 		b.Class += " exposed"
-		b.Badges = append(b.Badges, Badge{Text: "everything comes in as it is", Level: Danger})
+		b.Badges = append(b.Badges, Badge{Text: "open: no TLS, no gate", Level: Danger})
 	}
 	if p.Unread != "" {
 		b.Badges = append(b.Badges, Badge{Text: "not known what it does", Level: Caution})
 	}
 	for _, d := range p.Doors {
-		text := ""
+		text := strings.TrimSuffix(d.Port, "/tcp") + ": "
 		switch {
 		case d.Outside && d.Level == Danger:
-			text = d.Port + " plaintext"
+			text += "plaintext"
 		case d.Outside && d.Level == Caution:
-			text = d.Port + " no client certificate"
+			text += "TLS, any client"
 		case d.Outside:
-			text = d.Port + " health checks"
+			text += "health checks"
 		case len(d.From) > 0:
-			text = d.Port + " only " + strings.Join(d.From, ", ")
+			text += "only " + strings.Join(d.From, ", ")
 		default:
 			continue
 		}
-		b.Badges = append(b.Badges, Badge{Text: fit(text, 30), Level: d.Level})
+		b.Badges = append(b.Badges, Badge{Text: fit(text, 26), Level: d.Level})
 	}
 	if n := len(b.Badges); n > maxBadges {
 		b.Badges = append(b.Badges[:maxBadges-1], Badge{Text: fmt.Sprintf("and %d more ports", n-maxBadges+1)})
@@ -230,7 +269,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// layers puts each box one column behind the last that calls it; calls in a circle are broken where the search, which
+// layers puts each box one layer behind the last that calls it; calls in a circle are broken where the search, which
 // goes in the order of the boxes, meets itself.
 func layers(n int, edges []edge, touched []bool) [][]int {
 	out := make([][]int, n)
@@ -289,91 +328,114 @@ func layers(n int, edges []edge, touched []bool) [][]int {
 	return slices.DeleteFunc(all, func(l []int) bool { return len(l) == 0 })
 }
 
-// order sorts each layer by where its neighbours are, so that lines cross less, and splits layers that are too long.
-func order(layers [][]int, edges []edge) [][]int {
+// order sorts each layer by where its neighbours are, so that lines cross less.
+func order(layers [][]int, ways []way) [][]int {
 	place := make(map[int]float64)
 	note := func(layer []int) {
 		for at, i := range layer {
 			place[i] = float64(at) - float64(len(layer)-1)/2
 		}
 	}
+	before, after := make(map[int][]int), make(map[int][]int)
+	for _, w := range ways {
+		for i := range len(w) - 1 {
+			after[w[i]] = append(after[w[i]], w[i+1])
+			before[w[i+1]] = append(before[w[i+1]], w[i])
+		}
+	}
 	for _, layer := range layers {
 		note(layer)
 	}
-	for sweep := range 6 {
+	for sweep := range 8 {
+		neighbours := before
+		if sweep%2 == 1 {
+			neighbours = after
+		}
 		for c := range layers {
 			if sweep%2 == 1 {
 				c = len(layers) - 1 - c
 			}
 			weight := make(map[int]float64)
 			for _, i := range layers[c] {
-				sum, n := 0.0, 0
-				for _, e := range edges {
-					switch {
-					case e.to == i && sweep%2 == 0:
-						sum, n = sum+place[e.from], n+1
-					case e.from == i && sweep%2 == 1:
-						sum, n = sum+place[e.to], n+1
-					}
-				}
 				weight[i] = place[i]
-				if n > 0 {
-					weight[i] = sum / float64(n)
+				if near := neighbours[i]; len(near) > 0 {
+					sum := 0.0
+					for _, j := range near {
+						sum += place[j]
+					}
+					weight[i] = sum / float64(len(near))
 				}
 			}
 			slices.SortStableFunc(layers[c], func(a, b int) int { return cmp.Compare(weight[a], weight[b]) })
 			note(layers[c])
 		}
 	}
+	return layers
+}
+
+// split makes several columns of a layer that is too long for one.
+func split(layers [][]int) [][]int {
 	var columns [][]int
 	for _, layer := range layers {
 		parts := (len(layer) + maxRows - 1) / maxRows
-		size := (len(layer) + parts - 1) / parts
-		columns = append(columns, slices.Collect(slices.Chunk(layer, size))...)
+		for part := range slices.Chunk(layer, (len(layer)+parts-1)/parts) {
+			columns = append(columns, slices.Clone(part))
+		}
 	}
 	return columns
 }
 
 // lines leave a box on its right and arrive at the left, spread over the side in the order of the boxes that they lead to.
-func lines(boxes []Box, edges []edge) []Line {
-	side := func(i int, other func(edge) (int, bool)) map[int]int {
-		var ends []int
-		for k, e := range edges {
-			if _, ok := other(e); ok {
-				ends = append(ends, k)
-			}
-		}
-		slices.SortStableFunc(ends, func(a, b int) int {
-			x, _ := other(edges[a])
-			y, _ := other(edges[b])
-			return cmp.Or(cmp.Compare(boxes[x].Y, boxes[y].Y), cmp.Compare(boxes[x].X, boxes[y].X))
-		})
-		at := make(map[int]int)
-		step := min(18, (boxes[i].H-16)/max(len(ends), 1))
-		for n, k := range ends {
-			at[k] = boxes[i].Y + boxes[i].H/2 + step*n - step*(len(ends)-1)/2
-		}
-		return at
-	}
+func lines(boxes []Box, edges []edge, ways []way) []Line {
+	leaves := ends(boxes, ways, func(w way) (here, there int) { return w[0], w[1] })
+	arrives := ends(boxes, ways, func(w way) (here, there int) { return w[len(w)-1], w[len(w)-2] })
 	all := make([]Line, len(edges))
-	for k, e := range edges {
-		from := side(e.from, func(o edge) (int, bool) { return o.to, o.from == e.from })
-		to := side(e.to, func(o edge) (int, bool) { return o.from, o.to == e.to })
-		a, b := boxes[e.from], boxes[e.to]
-		x1, y1, x2, y2 := a.X+a.W, from[k], b.X-7, to[k]
-		bend := max(gapX/2, (x2-x1)/2)
-		if x2 < x1 {
-			bend = gapX
+	for k, w := range ways {
+		first := boxes[w[0]]
+		x, y := first.X+first.W, leaves[k]
+		path := fmt.Sprintf("M%d %d", x, y)
+		to := func(x2, y2 int) {
+			bend := max(gapX/2, (x2-x)/2)
+			if x2 < x { // a call in a circle goes round
+				bend = gapX
+			}
+			path += fmt.Sprintf(" C%d %d %d %d %d %d", x+bend, y, x2-bend, y2, x2, y2)
+			x, y = x2, y2
 		}
-		all[k] = Line{
-			Path:  fmt.Sprintf("M%d %d C%d %d %d %d %d %d", x1, y1, x1+bend, y1, x2-bend, y2, x2, y2),
-			Level: e.level, X: x2 - 8, Y: y2 - 5,
+		for _, i := range w[1 : len(w)-1] {
+			to(boxes[i].X, boxes[i].Y+gapHeight/2)
+			x = boxes[i].X + boxes[i].W
+			path += fmt.Sprintf(" H%d", x)
 		}
+		to(boxes[w[len(w)-1]].X-7, arrives[k])
+		all[k] = Line{Path: path, Level: edges[k].level, X: x - 8, Y: y - 5}
 		if len(edges) <= maxLabels {
-			all[k].Label = fit(e.label, 12)
+			all[k].Label = fit(edges[k].label, 12)
 		}
 	}
 	return all
+}
+
+// ends says at which height each line touches the box that is here for it.
+func ends(boxes []Box, ways []way, of func(way) (here, there int)) map[int]int {
+	lines := make(map[int][]int) // by the box
+	for k, w := range ways {
+		here, _ := of(w)
+		lines[here] = append(lines[here], k)
+	}
+	at := make(map[int]int)
+	for i, ks := range lines {
+		slices.SortStableFunc(ks, func(a, b int) int {
+			_, x := of(ways[a])
+			_, y := of(ways[b])
+			return cmp.Or(cmp.Compare(boxes[x].Y, boxes[y].Y), cmp.Compare(boxes[x].X, boxes[y].X))
+		})
+		step := min(18, (boxes[i].H-16)/max(len(ks), 1))
+		for n, k := range ks {
+			at[k] = boxes[i].Y + boxes[i].H/2 + step*n - step*(len(ks)-1)/2
+		}
+	}
+	return at
 }
 
 // fit shortens text that would not fit into a box.

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/generate"
@@ -81,7 +82,7 @@ func changes(a, b *manifest.Manifest) []Change {
 	referenceChanges(a.ReferenceValues, b.ReferenceValues, add)
 	ownerChanges(a, b, add)
 	if x, y := a.CertificateValidity.Duration(), b.CertificateValidity.Duration(); x != y {
-		add(Plain, "Certificates of pods live %v, before %v.", y, x)
+		add(Plain, "Certificates of pods live %s, before %s.", days(y), days(x))
 	}
 	switch {
 	case b.AllowWildcardSANs && !a.AllowWildcardSANs:
@@ -113,10 +114,10 @@ func policyChanges(a, b *manifest.Manifest, add func(Level, string, ...any)) {
 		if !kept {
 			if before, ok := removed[called(p)]; ok && !replaced[before] {
 				replaced[before] = true
-				add(Plain, "The pod %s changed: policy %.12s… took the place of %.12s….", called(p), hash, before)
+				add(Plain, "The pod %s changed: policy %.12s… took the place of %.12s…", called(p), hash, before)
 				continue
 			}
-			add(Plain, "The pod %s came: policy %.12s….", called(p), hash)
+			add(Plain, "The pod %s came: policy %.12s…", called(p), hash)
 			if p.Role == manifest.RoleCoordinator {
 				add(Caution, "It may be the Coordinator: it can hold the seed and issue certificates.")
 			}
@@ -136,7 +137,7 @@ func policyChanges(a, b *manifest.Manifest, add func(Level, string, ...any)) {
 	}
 	for _, hash := range sortedPolicies(a) {
 		if _, kept := b.Policies[hash]; !kept && !replaced[hash] {
-			add(Plain, "The pod %s went: policy %.12s….", called(a.Policies[hash]), hash)
+			add(Plain, "The pod %s went: policy %.12s…", called(a.Policies[hash]), hash)
 		}
 	}
 }
@@ -149,12 +150,12 @@ func referenceChanges(a, b manifest.ReferenceValues, add func(Level, string, ...
 			if v.platform == "Simulated" {
 				level = Danger
 			}
-			add(level, "Another %s machine is accepted: measurement %.12s….", v.platform, v.measurement)
+			add(level, "Another %s machine is accepted: measurement %.12s…", v.platform, v.measurement)
 		}
 	}
 	for _, v := range before {
 		if !slices.ContainsFunc(after, func(o referenceText) bool { return o.text == v.text }) {
-			add(Plain, "A %s machine is no longer accepted as it was: measurement %.12s….", v.platform, v.measurement)
+			add(Plain, "A %s machine is no longer accepted as it was: measurement %.12s…", v.platform, v.measurement)
 		}
 	}
 }
@@ -193,12 +194,12 @@ func ownerChanges(a, b *manifest.Manifest, add func(Level, string, ...any)) {
 	before, after := keys(a), keys(b)
 	for _, k := range after {
 		if !slices.Contains(before, k) {
-			add(Note, "Another workload owner: key %.16s….", k)
+			add(Note, "Another workload owner: key %.16s…", k)
 		}
 	}
 	for _, k := range before {
 		if !slices.Contains(after, k) {
-			add(Note, "No longer a workload owner: key %.16s….", k)
+			add(Note, "No longer a workload owner: key %.16s…", k)
 		}
 	}
 	if a.WorkloadOwnerThreshold != b.WorkloadOwnerThreshold {
@@ -275,6 +276,19 @@ func orNone(names []string) string {
 		return "nothing"
 	}
 	return strings.Join(names, ", ")
+}
+
+// days is a duration as people say it, where it is a number of days or hours.
+func days(d time.Duration) string {
+	const day = 24 * time.Hour
+	switch {
+	case d >= day && d%day == 0:
+		return count(int(d/day), "day", "days")
+	case d >= time.Hour && d%time.Hour == 0:
+		return count(int(d/time.Hour), "hour", "hours")
+	default:
+		return d.String()
+	}
 }
 
 func count(n int, one, many string) string {

@@ -161,7 +161,10 @@ func pod(p generate.Measured, policy manifest.Policy) Pod {
 	case p.Mesh.Mode == config.Disabled:
 		said.Gate, said.Level = "Everything comes in as it is, from everybody: the gate is taken away.", Danger
 	case p.Mesh.Mode == config.Mesh:
-		said.Gate = "Every TCP port asks for mutual TLS, from any pod of the mesh, but for the ports listed."
+		said.Gate = "Every TCP port asks for mutual TLS, from any pod of the mesh."
+		if len(p.Mesh.Ingress)+len(p.Mesh.Probes) > 0 {
+			said.Gate = "Every TCP port asks for mutual TLS, from any pod of the mesh, but for these:"
+		}
 	default:
 		said.Gate = "Nothing comes in."
 	}
@@ -278,7 +281,7 @@ func refuses(p generate.Measured, caller []pki.SAN, port config.Port) string {
 		case len(e.Identities) > 0 && !slices.ContainsFunc(e.Identities, func(id pki.SAN) bool {
 			return slices.ContainsFunc(caller, func(has pki.SAN) bool { return covers(has, id) })
 		}):
-			return fmt.Sprintf("lets the caller not in on port %d", port)
+			return fmt.Sprintf("does not let the caller in on port %d", port)
 		}
 	}
 	return ""
