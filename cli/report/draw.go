@@ -228,12 +228,9 @@ func (g *Mesh) edges() []edge {
 	var all []edge
 	add := func(e edge) {
 		for i := range all {
-			if all[i].from == e.from && all[i].to == e.to {
-				if e.label != "" && !slices.Contains(strings.Split(all[i].label, ","), e.label) {
+			if all[i].from == e.from && all[i].to == e.to && all[i].level == e.level {
+				if !slices.Contains(strings.Split(all[i].label, ","), e.label) {
 					all[i].label += "," + e.label
-				}
-				if e.level.over(all[i].level) {
-					all[i].level = e.level
 				}
 				return
 			}

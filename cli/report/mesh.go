@@ -173,9 +173,9 @@ func pod(p generate.Measured, policy manifest.Policy) Pod {
 	}
 	switch p.Mesh.EgressPolicy {
 	case config.EgressClosed:
-		said.Rest, said.RestLevel = "Nothing else.", Plain
+		said.Rest, said.RestLevel = "Nothing but its requests to the Coordinator.", Plain
 	case config.EgressClosedDNS:
-		said.Rest = "Name look-ups (port 53) to anybody, in plaintext, and nothing else."
+		said.Rest = "Name look-ups (port 53) to anybody, as its software sends them, and its requests to the Coordinator."
 	}
 	for _, e := range p.Mesh.Ingress {
 		said.Doors = append(said.Doors, door(e))

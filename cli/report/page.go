@@ -26,10 +26,11 @@ var style string
 
 // templates holds the two pages and what they have in common.
 var templates = template.Must(template.New("report").Funcs(template.FuncMap{
-	"clip":  clip,
-	"day":   func(t time.Time) string { return t.Format("2 January 2006") },
-	"time":  func(t time.Time) string { return t.Format("2 January 2006, 15:04:05 UTC") },
-	"count": count,
+	"clip":   clip,
+	"clipTo": clipTo,
+	"day":    func(t time.Time) string { return t.Format("2 January 2006") },
+	"time":   func(t time.Time) string { return t.Format("2 January 2006, 15:04:05 UTC") },
+	"count":  count,
 	"groups": func(digits string) []string {
 		var all []string
 		for len(digits) > 8 {
@@ -179,8 +180,9 @@ func reveal(page []byte) []byte {
 }
 
 // clip shortens text that nobody would read to its end, and says so.
-func clip(s string) string {
-	const most = 200
+func clip(s string) string { return clipTo(200, s) }
+
+func clipTo(most int, s string) string {
 	n := utf8.RuneCountInString(s)
 	if n <= most {
 		return s
