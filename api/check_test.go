@@ -98,8 +98,8 @@ func TestChecksSayWhatWasChecked(t *testing.T) {
 		}
 		names = append(names, strings.TrimSpace(c.Name+" "+c.Of))
 	}
-	want := "state, answer, evidence, policy hash, HPKE key, history manifest 1 of 2, history manifest 2 of 2, root CA, mesh CA, " +
-		"seed shares, active manifest"
+	want := "state, answer, evidence, policy hash, HPKE key, history manifest 1 of 2, history manifest 2 of 2, workload owners manifest 1 of 2, " +
+		"workload owners manifest 2 of 2, root CA, mesh CA, seed shares, active manifest"
 	if strings.Join(names, ", ") != want {
 		t.Errorf("got  %s\nwant %s", strings.Join(names, ", "), want)
 	}
@@ -147,6 +147,11 @@ func TestACheckThatFailsIsTold(t *testing.T) {
 			v.resp.History[0].Manifest = []byte("{}")
 			v.attest(t)
 		}, "history manifest 1 of 2"},
+		"other owners": {func(t *testing.T, v *verified) {
+			foreign := answer(t)
+			v.trusted, v.resp.History = foreign.trusted, v.resp.History[:1]
+			v.attest(t)
+		}, "workload owners manifest 1 of 1"},
 		"a mesh CA that is none": {func(t *testing.T, v *verified) {
 			v.resp.MeshCA = v.resp.MeshCA[1:]
 			v.attest(t)

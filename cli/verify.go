@@ -75,7 +75,7 @@ func (f *verifyFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	progress(cmd, "checking the evidence of %s ...", s.client)
-	v, _, err := s.attest(ctx, api.VerifyCoordinator)
+	v, _, err := s.attest(ctx, api.FormerOwners.VerifyCoordinator)
 	if refused, ok := errors.AsType[*api.VerifyError](err); ok && f.html != "" {
 		return f.writeRefusal(cmd, s, refused, err)
 	}

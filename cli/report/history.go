@@ -28,6 +28,8 @@ type Step struct {
 	Owners  int      `json:"owners"`
 	By      string   `json:"by"`
 	Signers []string `json:"signers"`
+	// OtherOwners says that this manifest's owners are not those of the one in force, and that who verified named them.
+	OtherOwners bool `json:"otherOwners,omitempty"`
 	// Changes are against the manifest before; for the first, what it holds.
 	Changes []Change `json:"changes"`
 }
@@ -57,6 +59,7 @@ func history(transitions []*manifest.Transition) []Step {
 		for _, key := range t.Signers() {
 			s.Signers = append(s.Signers, fingerprint(key))
 		}
+		s.OtherOwners = t.Manifest.OwnersDigest() != transitions[len(transitions)-1].Manifest.OwnersDigest()
 		s.Changes = changes(before, t.Manifest)
 		steps[i] = s
 	}

@@ -53,6 +53,7 @@ var checkMeanings = map[string]string{
 	"policy hash":           "Whether the pod that answered is one that may be the Coordinator.",
 	"HPKE key":              "Whether secrets can be sent to it and to nobody else.",
 	"history":               "Whether this manifest was set as those in charge wished.",
+	api.CheckOwners:         "Whether nobody else ever owned the mesh: former owners may know its seed.",
 	"root CA":               "Whether the root CA is a CA of its own. The evidence covers its key.",
 	"mesh CA":               "Whether the mesh CA is a CA of its own. The evidence covers it.",
 	"seed shares":           "Whether the owners’ shares of the seed belong to this root CA.",

@@ -239,6 +239,12 @@ func (r *Report) findings() []Finding {
 			}
 		}
 	}
+	for _, s := range r.History {
+		if s.OtherOwners {
+			add(Caution, "history", "Manifest %d had other owners, who may know the seed and with it the root CA's key. It was accepted "+
+				"because they were named as trusted when this was verified.", s.Number)
+		}
+	}
 	if len(r.Owners.Workload) == 0 {
 		add(Note, "history", "Nobody can replace this manifest: it lists no workload owners.")
 	}

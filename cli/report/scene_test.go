@@ -106,8 +106,11 @@ func (s scene) verify(t *testing.T) (report.Input, *generate.Result) {
 		return parsed
 	}
 	var steps []simcoordinator.Step
+	var former api.FormerOwners
 	for _, alter := range s.before {
-		steps = append(steps, simcoordinator.Step{Text: build(alter).Text(), Signers: owners(t)[:2]})
+		m := build(alter)
+		former = append(former, m.OwnersDigest())
+		steps = append(steps, simcoordinator.Step{Text: m.Text(), Signers: owners(t)[:2]})
 	}
 	trusted := build(s.alter)
 	steps = append(steps, simcoordinator.Step{Text: trusted.Text(), Signers: owners(t)[:2]})
@@ -125,7 +128,7 @@ func (s scene) verify(t *testing.T) (report.Input, *generate.Result) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, err := api.VerifyCoordinator(t.Context(), answer, nonce, trusted,
+	v, err := former.VerifyCoordinator(t.Context(), answer, nonce, trusted,
 		manifest.ValidatorOptions{Collateral: world.KDS(), SNPRoots: world.Roots()})
 	if err != nil {
 		t.Fatal(err)
