@@ -92,8 +92,10 @@ func mesh(m *manifest.Manifest, measured []generate.Measured) *Mesh {
 		case !p.Hash.Valid():
 			g.Strangers = append(g.Strangers, Stranger{name, place, cmp.Or(errorText(p.Err), "it has no initdata")})
 		case !member:
-			g.Strangers = append(g.Strangers, Stranger{name, place,
-				fmt.Sprintf("its policy hash %s is not in the manifest: it gets no certificate", p.Hash)})
+			g.Strangers = append(g.Strangers, Stranger{
+				name, place,
+				fmt.Sprintf("its policy hash %s is not in the manifest: it gets no certificate", p.Hash),
+			})
 		case !seen[p.Hash]:
 			seen[p.Hash] = true
 			members = append(members, p)

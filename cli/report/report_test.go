@@ -301,8 +301,10 @@ func TestMeshIsWhatWasMeasured(t *testing.T) {
 	other := scene{yaml: coordinatorYAML + podYAML("web", notes{"servicemesh-ingress": "x#1#true"})}.inject(t)
 	var err error
 	in.Pods, err = generate.ReadMeasured([]generate.File{
-		{Name: "lie.yaml", Text: []byte(lie)}, {Name: "again.yaml", Text: result.Files[0].Text},
-		{Name: "other.yaml", Text: other.Files[0].Text}, {Name: "plain.yaml", Text: []byte(shop())},
+		{Name: "lie.yaml", Text: []byte(lie)},
+		{Name: "again.yaml", Text: result.Files[0].Text},
+		{Name: "other.yaml", Text: other.Files[0].Text},
+		{Name: "plain.yaml", Text: []byte(shop())},
 	}, "default")
 	if err != nil {
 		t.Fatal(err)
