@@ -378,7 +378,7 @@ func TestCallsAreResolvedByNames(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"web": "8080/tcp caution true, 7890/tcp danger true", "search": "7300/udp danger true", "billing": "8080/tcp  false", "catalog": "",
+		"web": "8080/tcp caution true, 7890/tcp danger true", "search": "7300/udp danger true", "billing": "8080/tcp  false", "cart": "9901/tcp  false", "catalog": "",
 	} {
 		var doors []string
 		for _, d := range byName[name].Doors {
