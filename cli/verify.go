@@ -10,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -97,6 +99,9 @@ func (f *verifyFlags) run(cmd *cobra.Command) error {
 		page, err := r.HTML()
 		if err != nil {
 			return err
+		}
+		if slices.ContainsFunc(outputs, func(o generate.Output) bool { return filepath.Clean(f.html) == filepath.Clean(o.Path) }) {
+			return usageOf(cmd, fmt.Errorf("--html %s is where verify writes something else", f.html))
 		}
 		r.Written = append(r.Written, f.html)
 		outputs = append(outputs, generate.Output{Path: f.html, Data: page, Mode: modeFile})
@@ -233,7 +238,7 @@ func reportVerified(cmd *cobra.Command, r *report.Report, asJSON bool) error {
 	}
 	if r.Mesh != nil {
 		for _, p := range r.Mesh.Strangers {
-			fmt.Fprintf(cmd.ErrOrStderr(), "warning: %q (%q) is not part of this mesh: %s\n", p.Name, p.Place, p.Why)
+			fmt.Fprintf(cmd.ErrOrStderr(), "warning: %q (%q) is not part of this mesh: %s\n", p.Name, p.Place, printable(p.Why))
 		}
 	}
 	if asJSON {
@@ -248,6 +253,14 @@ func reportVerified(cmd *cobra.Command, r *report.Report, asJSON bool) error {
 wrote %s
 `, r.Coordinator, r.Platform, r.PolicyHash, r.Measurement, r.TransitionHash, r.Manifests, summary(r.Checks), strings.Join(r.Written, ", "))
 	return err
+}
+
+// printable quotes what would be more than text to a terminal.
+func printable(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return s
 }
 
 // summary names each check once, with how often it was made.

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"unicode/utf8"
+	"unicode"
 )
 
 // MaxDrawn is how many pods the picture has at most. With more of them, lines say less than the table.
@@ -435,12 +435,28 @@ func ends(boxes []Box, ways []way, of func(way) (here, there int)) map[int]int {
 	return at
 }
 
-// fit shortens text that would not fit into a box.
+// fit shortens text that would not fit into a box, which has room for most letters as wide as most are. What is hidden in
+// the text takes its place, too.
 func fit(s string, most int) string {
 	s = strings.Join(strings.Fields(s), " ")
-	if utf8.RuneCountInString(s) <= most {
-		return s
+	runes := []rune(string(reveal([]byte(s[:min(len(s), 8*most)]))))
+	room := float64(most)
+	for i, r := range runes {
+		if room -= width(r); room < 0 {
+			return string(runes[:max(i-1, 0)]) + "…"
+		}
 	}
-	runes := []rune(s)
-	return string(runes[:most-1]) + "…"
+	return string(runes)
+}
+
+// width is a letter's, where that of most is 1. It errs on the wide side: fonts differ.
+func width(r rune) float64 {
+	switch {
+	case r >= 0x1100: // scripts of East Asia, and what may be as wide
+		return 2
+	case unicode.IsUpper(r), strings.ContainsRune("mw@%&+<>=—…", r), r >= 0x80:
+		return 1.5
+	default:
+		return 1
+	}
 }

@@ -92,8 +92,10 @@ func mesh(m *manifest.Manifest, measured []generate.Measured) *Mesh {
 		case !p.Hash.Valid():
 			g.Strangers = append(g.Strangers, Stranger{name, place, cmp.Or(errorText(p.Err), "it has no initdata")})
 		case !member:
-			g.Strangers = append(g.Strangers, Stranger{name, place,
-				fmt.Sprintf("its policy hash %s is not in the manifest: it gets no certificate", p.Hash)})
+			g.Strangers = append(g.Strangers, Stranger{
+				name, place,
+				fmt.Sprintf("its policy hash %s is not in the manifest: it gets no certificate", p.Hash),
+			})
 		case !seen[p.Hash]:
 			seen[p.Hash] = true
 			members = append(members, p)
@@ -162,7 +164,7 @@ func pod(p generate.Measured, policy manifest.Policy) Pod {
 		said.Gate, said.Level = "Everything comes in as it is, from everybody: the gate is taken away.", Danger
 	case p.Mesh.Mode == config.Mesh:
 		said.Gate = "Every TCP port asks for mutual TLS, from any pod of the mesh."
-		if len(p.Mesh.Ingress)+len(p.Mesh.Probes) > 0 {
+		if len(p.Mesh.Ingress)+len(p.Mesh.Probes) > 0 || p.Mesh.AdminPort != 0 {
 			said.Gate = "Every TCP port asks for mutual TLS, from any pod of the mesh, but for these:"
 		}
 	default:
@@ -179,6 +181,12 @@ func pod(p generate.Measured, policy manifest.Policy) Pod {
 	}
 	for _, e := range p.Mesh.Ingress {
 		said.Doors = append(said.Doors, door(e))
+	}
+	if admin := p.Mesh.AdminPort; admin != 0 && !slices.ContainsFunc(p.Mesh.Ingress, func(e config.Ingress) bool { return e.Port == admin && !e.UDP }) {
+		said.Doors = append(said.Doors, Door{
+			Port: fmt.Sprintf("%d/tcp", admin), Name: "admin view",
+			How: "mutual TLS, from any pod of the mesh, which may read the mesh proxy's state and change nothing",
+		})
 	}
 	if len(p.Mesh.Probes) > 0 {
 		said.Doors = append(said.Doors, Door{

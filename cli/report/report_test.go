@@ -301,8 +301,10 @@ func TestMeshIsWhatWasMeasured(t *testing.T) {
 	other := scene{yaml: coordinatorYAML + podYAML("web", notes{"servicemesh-ingress": "x#1#true"})}.inject(t)
 	var err error
 	in.Pods, err = generate.ReadMeasured([]generate.File{
-		{Name: "lie.yaml", Text: []byte(lie)}, {Name: "again.yaml", Text: result.Files[0].Text},
-		{Name: "other.yaml", Text: other.Files[0].Text}, {Name: "plain.yaml", Text: []byte(shop())},
+		{Name: "lie.yaml", Text: []byte(lie)},
+		{Name: "again.yaml", Text: result.Files[0].Text},
+		{Name: "other.yaml", Text: other.Files[0].Text},
+		{Name: "plain.yaml", Text: []byte(shop())},
 	}, "default")
 	if err != nil {
 		t.Fatal(err)
@@ -376,7 +378,7 @@ func TestCallsAreResolvedByNames(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"web": "8080/tcp caution true, 7890/tcp danger true", "search": "7300/udp danger true", "billing": "8080/tcp  false", "catalog": "",
+		"web": "8080/tcp caution true, 7890/tcp danger true", "search": "7300/udp danger true", "billing": "8080/tcp  false", "cart": "9901/tcp  false", "catalog": "",
 	} {
 		var doors []string
 		for _, d := range byName[name].Doors {

@@ -161,7 +161,7 @@ func podYAML(name string, annotations map[string]string) string {
 	if len(annotations) > 0 {
 		b.WriteString("  annotations:\n")
 	}
-	for _, key := range []string{"pod-role", "servicemesh-ingress", "servicemesh-egress", "servicemesh-egress-policy", "workload-secret-id"} {
+	for _, key := range []string{"pod-role", "servicemesh-ingress", "servicemesh-egress", "servicemesh-admin-interface-port", "servicemesh-egress-policy", "workload-secret-id"} {
 		if value, ok := annotations[key]; ok {
 			fmt.Fprintf(&b, "    contrast.edgeless.systems/%s: %q\n", key, value)
 		}
@@ -197,7 +197,7 @@ func shop() string {
 			"servicemesh-ingress": "pay#8080#mtls#web-svc",
 			"servicemesh-egress":  "ledger#127.137.0.1:5432#ledger-svc:5432##mail#127.137.0.2:25#mail.example.com:25#mail-svc",
 		}) +
-		podYAML("cart", notes{"servicemesh-ingress": "", "servicemesh-egress": "ledger#127.137.0.1:5432#ledger-svc:5432", "workload-secret-id": "shop/cart"}) +
+		podYAML("cart", notes{"servicemesh-ingress": "", "servicemesh-admin-interface-port": "9901", "servicemesh-egress": "ledger#127.137.0.1:5432#ledger-svc:5432", "workload-secret-id": "shop/cart"}) +
 		podYAML("search", notes{"servicemesh-ingress": "gossip#7300/udp#true", "servicemesh-egress": "peers#127.137.0.1:9300#10.0.0.7:9300#any"}) +
 		podYAML("ledger", notes{"servicemesh-ingress": "db#5432#mtls#billing-svc", "workload-secret-id": "shop/ledger", "servicemesh-egress-policy": "closed,dns"}) +
 		podYAML("audit", notes{"servicemesh-ingress": "CLOSED"}) +

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -60,13 +61,19 @@ func Start(t *testing.T) *Browser {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Not t.TempDir: what the browser leaves running for a moment may still write there, and that is no fault of the test's.
+	home, err := os.MkdirTemp("", "chromium-")
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	// What it would ask of the network by itself (updates, sync) is switched off; the page's own requests are watched.
 	cmd := exec.CommandContext(ctx, path, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-		"--remote-debugging-pipe", "--user-data-dir="+t.TempDir(), "--no-first-run", "--disable-background-networking",
+		"--remote-debugging-pipe", "--user-data-dir="+filepath.Join(home, "profile"), "--no-first-run", "--disable-background-networking",
 		"--disable-component-update", "--disable-sync", "--disable-extensions", "--hide-scrollbars", "--force-color-profile=srgb",
 		"about:blank")
 	cmd.ExtraFiles = []*os.File{fromTest, toTest} // 3 and 4, as --remote-debugging-pipe wants them
+	cmd.Env = append(os.Environ(), "HOME="+home)
 	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Start(); err != nil {
 		cancel()
@@ -98,6 +105,12 @@ func Start(t *testing.T) *Browser {
 		toBrowser.Close()
 		fromBrowser.Close()
 		<-read
+		for range 100 {
+			if os.RemoveAll(home) == nil {
+				break
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
 	})
 	b.attach(t)
 	return b
