@@ -45,6 +45,8 @@ soak: test-packages matrix-packages envoy build ## what takes long: a storm agai
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 120m -v ./attestation/... \
 		-run '^TestNoMutatedEvidenceIsAccepted$$'
 
+	PORTCULLIS_SOAK=1 GOFLAGS=-mod=mod go test -count 1 -timeout 60m -v ./cmd/coordinator -run '^TestKilledAtRandom$$'
+
 .PHONY: ci
 ci: sslyze test matrix demo demo-broken ## what a change must pass
 
