@@ -46,6 +46,7 @@ soak: test-packages matrix-packages envoy build ## what takes long: a storm agai
 		-run '^TestNoMutatedEvidenceIsAccepted$$'
 
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=mod go test -count 1 -timeout 60m -v ./cmd/coordinator -run '^TestKilledAtRandom$$'
+	PORTCULLIS_SOAK=1 GOFLAGS=-mod=mod go test -count 1 -timeout 60m -v ./coordinator -run '^TestMemoryIsFlatOverManyCertificates$$'
 
 .PHONY: ci
 ci: sslyze test matrix demo demo-broken ## what a change must pass
