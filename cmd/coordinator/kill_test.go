@@ -301,6 +301,9 @@ func (k *killed) places(t *testing.T, allowed [][32]byte, scene func(t *testing.
 				}
 				return
 			}
+			if len(r.Calls) != places+1 {
+				t.Fatalf("it failed for another reason, after %v", r.Calls)
+			}
 			more = true
 			t.Logf("killed before %v", r.Calls[len(r.Calls)-1])
 			if _, err := os.Stat(db); errors.Is(err, os.ErrNotExist) {
