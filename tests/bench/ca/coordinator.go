@@ -247,6 +247,7 @@ func client(transport *http.Transport) *http.Client {
 		transport = &http.Transport{}
 	}
 	transport.MaxIdleConnsPerHost, transport.MaxConnsPerHost = concurrency, concurrency
+	transport.IdleConnTimeout = 5 * time.Second // below what the servers have: between two turns they may hang up
 	return &http.Client{Transport: transport, Timeout: 30 * time.Second}
 }
 
