@@ -97,19 +97,7 @@ func runScripts(t *testing.T, dir string, prepare func(*testscript.Env) error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := evidence.Listen(evidence.Socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- evidence.Serve(ctx, listener, world.Machine(measurement, policy)) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-served; err != nil && !errors.Is(err, context.Canceled) {
-			t.Errorf("serve evidence: %v", err)
-		}
-	})
+	serveEvidence(t, world.Machine(measurement, policy))
 	key, err := pki.NewSeedshareKey()
 	if err != nil {
 		t.Fatal(err)
@@ -151,6 +139,24 @@ func runScripts(t *testing.T, dir string, prepare func(*testscript.Env) error) {
 			},
 		},
 		RequireExplicitExec: true,
+	})
+}
+
+// serveEvidence is the podVM's own service, until the test ends.
+func serveEvidence(t *testing.T, machine attestation.Issuer) {
+	t.Helper()
+	listener, err := evidence.Listen(evidence.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- evidence.Serve(ctx, listener, machine) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("serve evidence: %v", err)
+		}
 	})
 }
 
