@@ -274,7 +274,6 @@ func TestRunningReplicaDoesNotGoBackWithItsStore(t *testing.T) {
 		"an empty one":              {newShared(), "it is empty"},
 		"another seed's":            {foreign.store, "not signed with this Coordinator's transaction key"},
 		"one that is no store":      {&shared{latest: []byte("{}")}, "read latest"},
-		"one that is there, barely": {&shared{latest: []byte{}}, "read latest"},
 		"one with an altered count": {&shared{latest: alteredLatest(t, again.latest, func(l map[string]any) { l["sequence"] = 9 })}, "not signed"},
 		"one with another mesh CA":  {&shared{latest: alteredLatest(t, rs.store.latest, func(l map[string]any) { l["meshCa"] = make([]byte, 32) })}, "not signed"},
 	} {

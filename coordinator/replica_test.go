@@ -44,21 +44,30 @@ func (s *shared) Object(_ context.Context, name store.Name) ([]byte, error) {
 	if !ok {
 		return nil, store.ErrNotFound
 	}
-	return bytes.Clone(data), nil
+	return bytes.Clone(data), name.Verify(data)
 }
 
 func (s *shared) Latest(context.Context) ([]byte, error) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	if s.latest == nil {
+	switch {
+	case s.latest == nil:
 		return nil, store.ErrNotFound
+	case len(s.latest) == 0:
+		return nil, errors.New("latest is empty")
 	}
 	return bytes.Clone(s.latest), nil
 }
 
-func (s *shared) Commit(_ context.Context, objects []store.Object, old, new []byte) error {
+func (s *shared) Commit(ctx context.Context, objects []store.Object, old, new []byte) error {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(new) == 0 || s.latest != nil && len(s.latest) == 0 {
+		return errors.New("latest is or would be empty")
+	}
 	if (s.latest == nil) != (old == nil) || !bytes.Equal(s.latest, old) {
 		return store.ErrConflict
 	}
@@ -79,9 +88,14 @@ func (s *shared) copy() *shared {
 }
 
 func TestTheStoreOfTheseTestsIsAStore(t *testing.T) {
-	storetest.Run(t, func(*testing.T) (store.Store, func() store.Store) {
+	storetest.Run(t, func(*testing.T) storetest.Subject {
 		s := newShared()
-		return s, func() store.Store { return s }
+		the := func() store.Store { return s }
+		return storetest.Subject{
+			Store: the, Reopen: the,
+			ChangeObject: func(name store.Name, data []byte) { s.objects[name] = data },
+			ChangeLatest: func(value []byte) { s.latest = append([]byte{}, value...) },
+		}
 	})
 }
 

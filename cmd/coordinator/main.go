@@ -18,7 +18,6 @@ import (
 	"portcullis.dev/portcullis/attestation/collateral"
 	"portcullis.dev/portcullis/cmd/internal/command"
 	"portcullis.dev/portcullis/coordinator"
-	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
 )
@@ -35,7 +34,9 @@ func main() { command.Main("coordinator", run) }
 
 type options struct {
 	listen         string
+	store          string
 	db             string
+	namespace      string
 	tee            string
 	collateralDir  string
 	peers          func(context.Context) ([]string, error)
@@ -58,7 +59,7 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	log := command.Logger("coordinator")
 
-	s, err := store.OpenBolt(o.db)
+	s, err := openStore(o)
 	if err != nil {
 		return err
 	}
@@ -138,7 +139,9 @@ func parse(args []string) (options, uint16, error) {
 	flags := flag.NewFlagSet("coordinator", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // an error is one line, and command.Main prints it
 	flags.StringVar(&o.listen, "listen", ":"+strconv.Itoa(api.Port), "`address` to listen on")
-	flags.StringVar(&o.db, "db", "/var/lib/portcullis/coordinator.db", "`file` that keeps the history")
+	flags.StringVar(&o.store, "store", storeBolt, "what keeps the history: bbolt, a file; or kubernetes, ConfigMaps that replicas share")
+	flags.StringVar(&o.db, "db", "/var/lib/portcullis/coordinator.db", "`file` of the store bbolt")
+	flags.StringVar(&o.namespace, "namespace", "", "`namespace` of the store kubernetes; the pod's own if not given")
 	flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: auto, socket, snp, tdx; auto if not given")
 	flags.StringVar(&o.collateralDir, "collateral-dir", "",
 		"`folder` that keeps what AMD and Intel publish; in memory alone if not given")
@@ -163,6 +166,9 @@ func parse(args []string) (options, uint16, error) {
 		if o.peers, err = coordinator.PeersAt(*peers); err != nil {
 			return options{}, 0, fmt.Errorf("--peers %w", err)
 		}
+	}
+	if err := checkStore(o.store, flags); err != nil {
+		return options{}, 0, err
 	}
 	_, text, err := net.SplitHostPort(o.listen)
 	if err != nil {
