@@ -245,7 +245,7 @@ func TestWithoutSuccessorsNoOtherManifestIsAccepted(t *testing.T) {
 		return err
 	}
 	for name, client := range map[string]tls.Certificate{
-		"the next manifest's": is.issue(time.Hour, "client"),
+		"the next manifest's":                           is.issue(time.Hour, "client"),
 		"the next manifest's, with a cross-certificate": crossed(is.issue(time.Hour, "client"), forged),
 	} {
 		if try(client) == nil {
