@@ -11,6 +11,7 @@ import (
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/pki"
 )
 
 // Verified is what a Coordinator's answer to Attest proved.
@@ -179,6 +180,11 @@ func (f FormerOwners) VerifyBeforeSet(
 	}
 	if v.MeshCA, err = parseCA(resp.MeshCA); err != nil {
 		return nil, &VerifyError{"mesh CA", err}
+	}
+	// Whoever reads in the manifest that it allows no successors must be able to pin its mesh CA for exactly that.
+	if allowed := v.Latest().Overlap() > 0; pki.AllowsSuccessor(v.MeshCA) != allowed {
+		return nil, &VerifyError{"mesh CA", fmt.Errorf("its path length is %d, and its manifest allows successors: %t",
+			v.MeshCA.MaxPathLen, allowed)}
 	}
 	if err := VerifyShares(resp.Shares, v.History, v.RootCA); err != nil {
 		return nil, &VerifyError{"seed shares", err}

@@ -33,6 +33,7 @@ func (c *Coordinator) Handler() http.Handler {
 	mux.Handle(api.PathManifest, route(c, maxManifestBody, c.setting, c.set))
 	mux.Handle(api.PathNonce, route(c, maxSmallBody, nil, c.nonce))
 	mux.Handle(api.PathCertificate, route(c, maxCertificateBody, nil, c.certificate))
+	mux.Handle(api.PathSuccessor, route(c, maxSmallBody, nil, c.successor))
 	mux.Handle(api.PathRecover, route(c, maxSmallBody, nil, c.takeShare))
 	mux.Handle(api.PathPeerState, route(c, maxCertificateBody, nil, c.giveState))
 	mux.Handle(api.PathHealth, get(http.HandlerFunc(c.health)))
@@ -117,6 +118,7 @@ var refusedMessages = map[string]string{
 	api.PathManifest:    "manifest refused",
 	api.PathNonce:       "nonce refused",
 	api.PathCertificate: "certificate refused",
+	api.PathSuccessor:   "successor refused",
 	api.PathRecover:     "seed share refused",
 	api.PathPeerState:   "peer refused",
 }

@@ -66,6 +66,13 @@ func newMetrics(c *Coordinator) *metrics {
 				}
 				return 0
 			}),
+		gauge("portcullis_overlap_until_seconds", "Until when pods of the manifest before and of this one accept each other, in seconds "+
+			"since 1970; 0 where they do not.", func() float64 {
+			if g := c.active.Load(); g != nil && g.mesh.Before != nil {
+				return float64(g.mesh.Before.Until().Unix())
+			}
+			return 0
+		}),
 		gauge("portcullis_needs_recovery", "1 while the seed of the store's history is not in memory.", func() float64 {
 			if c.recovering.Load() != nil {
 				return 1

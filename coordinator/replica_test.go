@@ -755,3 +755,36 @@ func TestReplicaWithoutItsStoreGoesOnServing(t *testing.T) {
 		t.Errorf("/readyz: %d %s", status, state)
 	}
 }
+
+// What a mesh CA signed for the next one before its key was forgotten is handed on with the state: any replica answers the pods of
+// before, and has the new ones accept them.
+func TestReplicasShareTheOverlapOfTwoManifests(t *testing.T) {
+	rs := newReplicas(t, 2)
+	within := succeededWithin(t, time.Hour)
+	first, err := rs.running[0].Set(t.Context(), rs.request(t, rs.manifest(t, within), [32]byte{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs.running[1].at(t, first.TransitionHash)
+	next, err := rs.running[1].Set(t.Context(), rs.request(t, rs.manifest(t, within, validFor(t, 5)), [32]byte(first.TransitionHash)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := rs.running[1].Successor(t.Context(), hashOf(first.MeshCA))
+	if err != nil || len(made) == 0 {
+		t.Fatalf("no cross-certificate where the manifest was set: %v", err)
+	}
+	see := func(r *replica) {
+		t.Helper()
+		r.at(t, next.TransitionHash)
+		if got, err := r.Successor(t.Context(), hashOf(first.MeshCA)); err != nil || !bytes.Equal(got, made) {
+			t.Errorf("a replica has another cross-certificate, or none: %v", err)
+		}
+		if _, resp, _ := r.certify(t, snpPod(t, webPolicy)); !bytes.Equal(resp.Predecessor, first.MeshCA) {
+			t.Error("a replica has its pods accept no pods of the manifest before")
+		}
+	}
+	see(rs.running[0])
+	rs.running[1].stop()
+	see(rs.start(t, 1))
+}

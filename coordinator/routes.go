@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -117,6 +118,9 @@ func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetRes
 	}
 	c.log.Info("manifest set", "generation", len(next.history), "transition", hex.EncodeToString(transition.Hash[:]),
 		"policies", len(transition.Manifest.Policies), "signatures", len(transition.Signatures))
+	if before := next.mesh.Before; before != nil {
+		c.log.Info("pods of the manifest before and of this one accept each other for a while", "until", before.Until())
+	}
 	return &api.SetResponse{
 		TransitionHash: transition.Hash[:], RootCA: next.root.Raw, MeshCA: next.mesh.Certificate.Raw,
 	}, nil
@@ -192,6 +196,18 @@ func (c *Coordinator) certificate(ctx context.Context, req *api.CertificateReque
 		return nil, err
 	}
 	return c.answer(ctx, g, req, key, claims, policy)
+}
+
+// successor says what came after a mesh CA. Pods of the manifest before ask every few minutes, so it costs a look into a list.
+func (c *Coordinator) successor(_ context.Context, req *api.SuccessorRequest) (*api.SuccessorResponse, error) {
+	g, err := c.generation()
+	if err != nil {
+		return nil, err
+	}
+	if len(req.MeshCA) != sha256.Size {
+		return nil, problem(api.CodeBadRequest).saying("meshCa is %d bytes long, want %d", len(req.MeshCA), sha256.Size)
+	}
+	return &api.SuccessorResponse{Successor: g.overlaps.after([sha256.Size]byte(req.MeshCA), time.Now())}, nil
 }
 
 // judge says which of the manifest's policies a pod has.
