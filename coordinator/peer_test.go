@@ -792,6 +792,28 @@ func TestHostsFirstManifestUpdatedToTheOwners(t *testing.T) {
 	}
 }
 
+// While a peer's answer is on its way the manifest is replaced. What the answer holds is over before it is used.
+func TestStateThatIsOverWhenItArrivesIsNotUsed(t *testing.T) {
+	rs, real, first := active(t)
+	var once sync.Once
+	h := newHostsPeer(t, real, func(req *api.PeerRequest) *api.PeerResponse {
+		resp, err := real.PeerState(context.Background(), *req)
+		if err != nil {
+			return nil
+		}
+		once.Do(func() {
+			if _, err := real.Set(context.Background(), rs.request(t, rs.manifest(t, validFor(t, 9)), [32]byte(first.TransitionHash))); err != nil {
+				t.Error(err)
+			}
+		})
+		return resp
+	})
+	r := rs.startAnother(t, asksOnly(h.address()))
+	if got := r.says(t, "recovered from a peer"); got["generation"] != 2.0 || got["transition"] == hex.EncodeToString(first.TransitionHash) {
+		t.Errorf("log %v", got)
+	}
+}
+
 // What goes over the network, into the logs and into the store is nothing that a host can use.
 func TestNoStateIsSeenOnTheWay(t *testing.T) {
 	rs, real, set := active(t)

@@ -35,8 +35,6 @@ type shared struct {
 	latest  []byte
 }
 
-var errDamaged = errors.New("latest is empty")
-
 func newShared() *shared { return &shared{objects: make(map[store.Name][]byte)} }
 
 func (s *shared) Object(_ context.Context, name store.Name) ([]byte, error) {
@@ -52,24 +50,24 @@ func (s *shared) Object(_ context.Context, name store.Name) ([]byte, error) {
 func (s *shared) Latest(context.Context) ([]byte, error) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	if s.latest == nil {
+	switch {
+	case s.latest == nil:
 		return nil, store.ErrNotFound
-	}
-	if len(s.latest) == 0 {
-		return nil, errDamaged
+	case len(s.latest) == 0:
+		return nil, errors.New("latest is empty")
 	}
 	return bytes.Clone(s.latest), nil
 }
 
 func (s *shared) Commit(ctx context.Context, objects []store.Object, old, new []byte) error {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if len(new) == 0 {
-		return errDamaged
+	if len(new) == 0 || s.latest != nil && len(s.latest) == 0 {
+		return errors.New("latest is or would be empty")
 	}
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
 	if (s.latest == nil) != (old == nil) || !bytes.Equal(s.latest, old) {
 		return store.ErrConflict
 	}
@@ -92,9 +90,9 @@ func (s *shared) copy() *shared {
 func TestTheStoreOfTheseTestsIsAStore(t *testing.T) {
 	storetest.Run(t, func(*testing.T) storetest.Subject {
 		s := newShared()
-		get := func() store.Store { return s }
+		the := func() store.Store { return s }
 		return storetest.Subject{
-			Store: get, Reopen: get,
+			Store: the, Reopen: the,
 			ChangeObject: func(name store.Name, data []byte) { s.objects[name] = data },
 			ChangeLatest: func(value []byte) { s.latest = append([]byte{}, value...) },
 		}
@@ -450,8 +448,8 @@ func TestReplicasAreOneAuthorityWhileOneOfThemLives(t *testing.T) {
 	stopWatching()
 	watching.Wait()
 	t.Logf("%d certificates meanwhile, and never none", rounds)
-	rs.running[0].metric(t, `portcullis_state{state="active"} 1`)
-	rs.running[0].metric(t, `portcullis_state{state="needs-recovery"} 0`)
+	rs.running[0].metric(t, `portcullis_replica_state{state="active"} 1`)
+	rs.running[0].metric(t, `portcullis_replica_state{state="needs-recovery"} 0`)
 	rs.running[0].metric(t, `portcullis_peers_asked_total{outcome="ok"} 1`)
 }
 
@@ -534,7 +532,7 @@ func TestOvertakenReplicaStopsServing(t *testing.T) {
 	if status, code, _ := lonely.health(t, api.PathReady); status != http.StatusServiceUnavailable || code != "needs-peer" {
 		t.Errorf("/readyz: %d %s", status, code)
 	}
-	lonely.metric(t, `portcullis_state{state="needs-peer"} 1`)
+	lonely.metric(t, `portcullis_replica_state{state="needs-peer"} 1`)
 	eventually(t, "a peer that does not answer", lonely.log, func() bool {
 		return slices.ContainsFunc(lonely.log.Entries("no state from this peer"), func(e map[string]any) bool {
 			return e["outcome"] == "unreachable" && e["peer"] == "127.0.0.1:9"
@@ -756,4 +754,37 @@ func TestReplicaWithoutItsStoreGoesOnServing(t *testing.T) {
 	if status, state, _ := r.health(t, api.PathReady); status != http.StatusOK || state != "active" {
 		t.Errorf("/readyz: %d %s", status, state)
 	}
+}
+
+// What a mesh CA signed for the next one before its key was forgotten is handed on with the state: any replica answers the pods of
+// before, and has the new ones accept them.
+func TestReplicasShareTheOverlapOfTwoManifests(t *testing.T) {
+	rs := newReplicas(t, 2)
+	within := succeededWithin(t, time.Hour)
+	first, err := rs.running[0].Set(t.Context(), rs.request(t, rs.manifest(t, within), [32]byte{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs.running[1].at(t, first.TransitionHash)
+	next, err := rs.running[1].Set(t.Context(), rs.request(t, rs.manifest(t, within, validFor(t, 5)), [32]byte(first.TransitionHash)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := rs.running[1].Successor(t.Context(), hashOf(first.MeshCA))
+	if err != nil || len(made) == 0 {
+		t.Fatalf("no cross-certificate where the manifest was set: %v", err)
+	}
+	see := func(r *replica) {
+		t.Helper()
+		r.at(t, next.TransitionHash)
+		if got, err := r.Successor(t.Context(), hashOf(first.MeshCA)); err != nil || !bytes.Equal(got, made) {
+			t.Errorf("a replica has another cross-certificate, or none: %v", err)
+		}
+		if _, resp, _ := r.certify(t, snpPod(t, webPolicy)); !bytes.Equal(resp.Predecessor, first.MeshCA) {
+			t.Error("a replica has its pods accept no pods of the manifest before")
+		}
+	}
+	see(rs.running[0])
+	rs.running[1].stop()
+	see(rs.start(t, 1))
 }

@@ -11,8 +11,8 @@ start=$(date +%s)
 # -p 1: each package has an API server of its own, of some 300 MB.
 CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race -count 1 -p 1 -timeout 15m -v \
 	./tests/cluster ./coordinator/store/kubernetes ./deploy >"$log" 2>&1 || status=$?
-CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race -count 1 -timeout 5m -v \
-	-run '^TestScriptsInACluster$' ./cmd/coordinator >>"$log" 2>&1 || status=$?
+CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race -count 1 -timeout 10m -v \
+	-run '^(TestScriptsInACluster|TestReplicasInACluster)$' ./cmd/coordinator >>"$log" 2>&1 || status=$?
 if [ "$status" -ne 0 ]; then cat "$log" >&2; fi
 awk -v seconds="$(($(date +%s) - start))" '
 	/^ *--- PASS/ { passed++ }

@@ -58,46 +58,62 @@ func TestScripts(t *testing.T) { runScripts(t, "testdata/script", nil) }
 func TestScriptsInACluster(t *testing.T) {
 	c := cluster.Shared(t)
 	runScripts(t, "testdata/cluster", func(env *testscript.Env) error {
-		namespace := c.Namespace(t)
-		var yaml strings.Builder
-		err := deploy.Coordinator{
-			Namespace: namespace, Image: "coordinator", RuntimeClass: "kata-qemu-snp", Replicas: 3, Store: deploy.StoreKubernetes,
-		}.Write(&yaml)
-		if err != nil {
-			return err
+		for name, value := range deployed(t, c) {
+			env.Setenv(name, value)
 		}
-		c.MustKubectl(t, yaml.String(), "apply", "-f", "-")
-		account := c.ServiceAccount(t, namespace, "coordinator")
-		ca, err := os.ReadFile(account.CAFile)
-		if err != nil {
-			return err
-		}
-		const mounted = "/var/run/secrets/kubernetes.io/serviceaccount" // netlab gives the test a /run of its own
-		if err := os.MkdirAll(mounted, 0o700); err != nil {
-			return err
-		}
-		server, err := url.Parse(account.Host)
-		if err != nil {
-			return err
-		}
-		env.Setenv("KUBERNETES_SERVICE_HOST", server.Hostname())
-		env.Setenv("KUBERNETES_SERVICE_PORT", server.Port())
-		env.Setenv("NAMESPACE", namespace)
 		env.Setenv("ADMIN", c.Kubeconfig())
-		return errors.Join(
-			os.WriteFile(mounted+"/token", []byte(account.BearerToken), 0o600),
-			os.WriteFile(mounted+"/ca.crt", ca, 0o600),
-			os.WriteFile(mounted+"/namespace", []byte(namespace), 0o600),
-		)
+		return nil
 	})
 }
 
-func runScripts(t *testing.T, dir string, prepare func(*testscript.Env) error) {
+// deployed applies the printed YAML in a namespace of its own, mounts the service account, and returns the environment of a pod.
+func deployed(t *testing.T, c *cluster.Cluster) map[string]string {
+	t.Helper()
+	namespace := c.Namespace(t)
+	var yaml strings.Builder
+	err := deploy.Coordinator{
+		Namespace: namespace, Image: "coordinator", RuntimeClass: "kata-qemu-snp", Replicas: 3, Store: deploy.StoreKubernetes,
+	}.Write(&yaml)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.MustKubectl(t, yaml.String(), "apply", "-f", "-")
+	account := c.ServiceAccount(t, namespace, "coordinator")
+	ca, err := os.ReadFile(account.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := url.Parse(account.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mounted = "/var/run/secrets/kubernetes.io/serviceaccount" // netlab gives the test a /run of its own
+	if err := errors.Join(
+		os.MkdirAll(mounted, 0o700),
+		os.WriteFile(mounted+"/token", []byte(account.BearerToken), 0o600),
+		os.WriteFile(mounted+"/ca.crt", ca, 0o600),
+		os.WriteFile(mounted+"/namespace", []byte(namespace), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	return map[string]string{
+		"KUBERNETES_SERVICE_HOST": server.Hostname(), "KUBERNETES_SERVICE_PORT": server.Port(), "NAMESPACE": namespace,
+	}
+}
+
+// serveWorld is the guest's TEE, as the Coordinator's pod has it, while the test runs.
+func serveWorld(t *testing.T) *simtee.World {
+	t.Helper()
 	world, err := simtee.New(simtee.PublishedKeys())
 	if err != nil {
 		t.Fatal(err)
 	}
 	serveEvidence(t, world.Machine(measurement, policy))
+	return world
+}
+
+func runScripts(t *testing.T, dir string, prepare func(*testscript.Env) error) {
+	world := serveWorld(t)
 	key, err := pki.NewSeedshareKey()
 	if err != nil {
 		t.Fatal(err)
