@@ -8,9 +8,9 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
 start=$(date +%s)
-# -p 1: each package has an API server of its own, of some 300 MB.
-CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race -count 1 -p 1 -timeout 15m -v \
-	./tests/cluster ./coordinator/store/kubernetes ./deploy >"$log" 2>&1 || status=$?
+# Each package has an API server of its own, of some 300 MB, and mostly waits for it.
+CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race -count 1 -p 2 -timeout 15m -v \
+	./coordinator/store/kubernetes ./tests/cluster ./deploy >"$log" 2>&1 || status=$?
 CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race -count 1 -timeout 5m -v \
 	-run '^TestScriptsInACluster$' ./cmd/coordinator >>"$log" 2>&1 || status=$?
 if [ "$status" -ne 0 ]; then cat "$log" >&2; fi
