@@ -39,6 +39,7 @@ type options struct {
 	namespace      string
 	tee            string
 	collateralDir  string
+	peers          func(context.Context) ([]string, error)
 	allowSimulated bool
 	noGuard        bool
 }
@@ -73,7 +74,7 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	defer func() { err = errors.Join(err, cache.Close()) }()
 	c, err := coordinator.New(ctx, coordinator.Config{
-		Store: s, Issuer: issuer, AllowSimulatedTEE: o.allowSimulated, Collateral: cache, Log: log,
+		Store: s, Issuer: issuer, AllowSimulatedTEE: o.allowSimulated, Collateral: cache, Peers: o.peers, Log: log,
 	})
 	if err != nil {
 		return err
@@ -144,6 +145,8 @@ func parse(args []string) (options, uint16, error) {
 	flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: auto, socket, snp, tdx; auto if not given")
 	flags.StringVar(&o.collateralDir, "collateral-dir", "",
 		"`folder` that keeps what AMD and Intel publish; in memory alone if not given")
+	peers := flags.String("peers", "",
+		"`host[:port]` whose addresses are the other replicas on this store, such as a headless Service; none if not given")
 	flags.BoolVar(&o.allowSimulated, "allow-simulated-tee", false,
 		"accept manifests that trust evidence which no hardware made: for tests only")
 	flags.BoolVar(&o.noGuard, "no-guard", false, "start without the podVM's guard: for development only")
@@ -160,6 +163,12 @@ func parse(args []string) (options, uint16, error) {
 	}
 	if err := checkStore(o.store, flags); err != nil {
 		return options{}, 0, err
+	}
+	if *peers != "" {
+		var err error
+		if o.peers, err = coordinator.PeersAt(*peers); err != nil {
+			return options{}, 0, fmt.Errorf("--peers %w", err)
+		}
 	}
 	_, text, err := net.SplitHostPort(o.listen)
 	if err != nil {
