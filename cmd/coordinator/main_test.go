@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
@@ -67,6 +68,23 @@ func TestScriptsInACluster(t *testing.T) {
 			return err
 		}
 		c.MustKubectl(t, yaml.String(), "apply", "-f", "-")
+		for _, name := range []string{"store", "peers"} {
+			_, value, _ := strings.Cut(yaml.String(), "- --"+name+"=")
+			value, _, _ = strings.Cut(value, "\n")
+			env.Setenv(strings.ToUpper(name), "--"+name+"="+value)
+		}
+		hosts := filepath.Join(env.WorkDir, "hosts")
+		if err := os.WriteFile(hosts, []byte("127.0.0.1 coordinator-peers\n127.0.0.2 coordinator-peers\n127.0.0.3 coordinator-peers\n"), 0o644); err != nil {
+			return err
+		}
+		if err := unix.Mount(hosts, "/etc/hosts", "", unix.MS_BIND, ""); err != nil { // in this test's mount namespace
+			return fmt.Errorf("put the headless Service's addresses into /etc/hosts: %w", err)
+		}
+		env.Defer(func() {
+			if err := unix.Unmount("/etc/hosts", unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
 		account := c.ServiceAccount(t, namespace, "coordinator")
 		ca, err := os.ReadFile(account.CAFile)
 		if err != nil {
