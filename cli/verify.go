@@ -27,7 +27,8 @@ func newVerify() *cobra.Command {
 hardware and the image are those of the manifest, that the Coordinator enforces exactly this manifest, and that every
 manifest before it was replaced by its owners. Only then it writes, into the output folder,
 
-  mesh-ca.pem    every peer under this CA was attested against this manifest
+  mesh-ca.pem    every peer under this CA was attested against this manifest, or, where the manifest names Successors, against
+                 the next one of its owners, for as long as it says
   root-ca.pem    the same for this manifest and all that its owners put in its place later
   history/       each manifest that was ever enforced, with its signatures
 
@@ -115,19 +116,33 @@ func reportVerified(cmd *cobra.Command, s *session, v *api.Verified, written []s
 			Measurement    string   `json:"measurement"`
 			TransitionHash string   `json:"transitionHash"`
 			Manifests      int      `json:"manifests"`
+			Successors     string   `json:"successors,omitempty"` // how long the next manifest is accepted under the mesh CA
 			Written        []string `json:"written"`
 		}{
 			s.client.String(), string(v.Claims.Platform), v.Claims.PolicyHash.String(), hex.EncodeToString(v.Claims.Measurement),
-			hex.EncodeToString(v.TransitionHash[:]), len(v.History), written,
+			hex.EncodeToString(v.TransitionHash[:]), len(v.History), overlap(v), written,
 		})
+	}
+	successors := "none: mesh-ca.pem is for this manifest alone"
+	if d := overlap(v); d != "" {
+		successors = "mesh-ca.pem also accepts the next manifest, which this one's owners choose, until " + d + " after it is set"
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), `%s is genuine and enforces the manifest
   platform     %s
   policy hash  %s
   measurement  %x
   transition   %x, number %d of its history
+  successors   %s
 wrote %s, %s, %s
 `, s.client, v.Claims.Platform, v.Claims.PolicyHash, v.Claims.Measurement, v.TransitionHash, len(v.History),
-		written[0], written[1], written[2])
+		successors, written[0], written[1], written[2])
 	return err
+}
+
+// overlap is how long pods of the manifest in force and of the next one accept each other; empty for not at all.
+func overlap(v *api.Verified) string {
+	if d := v.Latest().Overlap(); d > 0 {
+		return d.String()
+	}
+	return ""
 }
