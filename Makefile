@@ -45,6 +45,7 @@ soak: test-packages matrix-packages envoy build ## what takes long: a storm agai
 		-run '^(TestRotationUnderLoad|TestManyIdleConnections|TestLargeTransferBothWays|TestChaos|TestEnvoyAcceptsRandomConfigurations)$$'
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 120m -v ./attestation/... \
 		-run '^TestNoMutatedEvidenceIsAccepted$$'
+	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 30m -v ./manifest -run '^TestChainsOfRandomManifestsVerifyEverywhere$$'
 
 .PHONY: ci
 ci: sslyze test matrix demo demo-broken ## what a change must pass
