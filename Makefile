@@ -50,6 +50,7 @@ soak: test-packages matrix-packages envoy build ## what takes long: a storm agai
 		-run '^(TestRotationUnderLoad|TestManyIdleConnections|TestLargeTransferBothWays|TestChaos|TestEnvoyAcceptsRandomConfigurations)$$'
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 120m -v ./attestation/... \
 		-run '^TestNoMutatedEvidenceIsAccepted$$'
+	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 30m -v ./manifest -run '^TestChainsOfRandomManifestsVerifyEverywhere$$'
 
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=mod go test -count 1 -timeout 60m -v ./cmd/coordinator -run '^TestKilledAtRandom$$'
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=mod go test -count 1 -timeout 60m -v ./coordinator -run '^TestMemoryIsFlatOverManyCertificates$$'

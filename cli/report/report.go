@@ -57,8 +57,8 @@ type Report struct {
 	TransitionHash string               `json:"transitionHash"`
 	Manifests      int                  `json:"manifests"`
 	// Successors is how long after it is set the next manifest is accepted under the mesh CA; empty where it is not.
-	Successors string `json:"successors,omitempty"`
-	Written        []string             `json:"written"`
+	Successors string   `json:"successors,omitempty"`
+	Written    []string `json:"written"`
 	// Findings are what a reader should not overlook, the worst first.
 	Findings        []Finding        `json:"findings"`
 	Certificates    []Certificate    `json:"certificates"`
