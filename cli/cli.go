@@ -14,7 +14,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 )
@@ -55,6 +54,7 @@ Exit codes: 0 done, 1 failed, 2 usage or malformed input, 3 a check was made and
 	root.SetIn(streams.In)
 	root.SetOut(streams.Out)
 	root.SetErr(streams.Err)
+	root.PersistentFlags().BoolP(flagQuiet, "q", false, "say nothing about progress")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageOf(cmd, err) })
 	root.AddCommand(newGenerate(), newLint(), newSet(), newVerify(), newSign(), newKeygen(), newRecover(),
 		newAttest(), newInspect(), newMeasure(), newVersion())
@@ -99,17 +99,6 @@ func writeJSON(w io.Writer, v any) error {
 	e.SetIndent("", "  ")
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
-}
-
-// progress writes what takes long to standard error, for people: nothing unless that is a terminal.
-func progress(cmd *cobra.Command, format string, args ...any) {
-	f, ok := cmd.ErrOrStderr().(*os.File)
-	if !ok {
-		return
-	}
-	if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-		fmt.Fprintf(f, format+"\n", args...)
-	}
 }
 
 // problem is an error with an exit code and advice.

@@ -34,7 +34,9 @@ func (e *ChangedError) Error() string {
 }
 
 // Hint says what to do about it.
-func (*ChangedError) Hint() string { return "look at what was changed, then run the same command again" }
+func (*ChangedError) Hint() string {
+	return "look at what was changed, then run the same command again"
+}
 
 // Write writes all outputs or none. Each is complete in a temporary file beside its place, and on the disk, before the
 // first one is renamed to it; when a rename fails, the ones before are undone. A reader sees a whole file, the old one or
