@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
@@ -60,7 +61,9 @@ func TestMain(m *testing.M) {
 //	                                and $STORE the file of its history
 //	restart                         start another one, on a copy of $STORE as it is now: what kill -9 leaves
 //	splice ADDRESS OTHER            $COORDINATOR is a proxy of ADDRESS that asks OTHER for the evidence of one that serves
-//	certificate                     get a certificate from it, as a pod of manifest.json; certificate.json is the answer
+//	certificate [MEASUREMENT]       get a certificate from it, as a pod of manifest.json; certificate.json is the answer. With ! in
+//	                                front its evidence must be rejected
+//	serve FOLDER                    serve the folder's files over HTTP, at $SERVER
 //	tee                             serve the pretended TEE's evidence, as the pod of policy aa..aa; for one script alone
 //
 // and the files shop.yaml, policy.rego (the demo's) and values.json (the pretended TEE's reference values); evidence.json and
@@ -77,6 +80,7 @@ func TestScripts(t *testing.T) {
 			"splice":      splice,
 			"certificate": getCertificate,
 			"tee":         serveEvidence,
+			"serve":       serveFolder,
 		},
 		RequireUniqueNames: true,
 		UpdateScripts:      *update,
@@ -256,9 +260,24 @@ func splice(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("COORDINATOR", server.Listener.Addr().String())
 }
 
+func serveFolder(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: serve FOLDER")
+	}
+	server := httptest.NewServer(http.FileServer(http.Dir(ts.MkAbs(args[0]))))
+	ts.Defer(server.Close)
+	ts.Setenv("SERVER", server.Listener.Addr().String())
+}
+
 func getCertificate(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) > 0 {
-		ts.Fatalf("usage: certificate")
+	if len(args) > 1 {
+		ts.Fatalf("usage: certificate [MEASUREMENT]")
+	}
+	launched := measurement
+	if len(args) == 1 {
+		raw, err := hex.DecodeString(args[0])
+		ts.Check(err)
+		copy(launched[:], raw)
 	}
 	m, err := manifest.Parse([]byte(ts.ReadFile("manifest.json")))
 	ts.Check(err)
@@ -278,12 +297,18 @@ func getCertificate(ts *testscript.TestScript, neg bool, args []string) {
 	req := &api.CertificateRequest{Nonce: nonce, PublicKey: spki, HPKEKey: sealing.PublicKey().Bytes()}
 	for hash, p := range m.Policies {
 		if p.Role == manifest.RoleNone {
-			req.Evidence, err = world.Machine(measurement, hash).Issue(ctx, req.ReportData())
+			req.Evidence, err = world.Machine(launched, hash).Issue(ctx, req.ReportData())
 			ts.Check(err)
 		}
 	}
 	ts.Check(req.Sign(key))
 	resp, err := c.Certificate(ctx, *req)
+	if neg {
+		if refused, ok := errors.AsType[*api.Error](err); !ok || refused.Code != api.CodeEvidenceRejected {
+			ts.Fatalf("got %v, want the evidence rejected", err)
+		}
+		return
+	}
 	ts.Check(err)
 	text, err := json.Marshal(resp)
 	ts.Check(err)
