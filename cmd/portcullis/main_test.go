@@ -6,12 +6,15 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -21,6 +24,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,6 +68,8 @@ func TestMain(m *testing.M) {
 //	certificate [MEASUREMENT]       get a certificate from it, as a pod of manifest.json; certificate.json is the answer. With ! in
 //	                                front its evidence must be rejected
 //	serve FOLDER                    serve the folder's files over HTTP, at $SERVER
+//	workload [mtls|plaintext]       serve HTTPS at $WORKLOAD with such a certificate, as the pod web-svc; asking for the client's, or
+//	                                in plaintext
 //	tee                             serve the pretended TEE's evidence, as the pod of policy aa..aa; for one script alone
 //
 // and the files shop.yaml, policy.rego (the demo's) and values.json (the pretended TEE's reference values); evidence.json and
@@ -81,6 +87,7 @@ func TestScripts(t *testing.T) {
 			"certificate": getCertificate,
 			"tee":         serveEvidence,
 			"serve":       serveFolder,
+			"workload":    serveWorkload,
 		},
 		RequireUniqueNames: true,
 		UpdateScripts:      *update,
@@ -279,6 +286,21 @@ func getCertificate(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Check(err)
 		copy(launched[:], raw)
 	}
+	resp, _, err := certify(ts, launched)
+	if neg {
+		if refused, ok := errors.AsType[*api.Error](err); !ok || refused.Code != api.CodeEvidenceRejected {
+			ts.Fatalf("got %v, want the evidence rejected", err)
+		}
+		return
+	}
+	ts.Check(err)
+	text, err := json.Marshal(resp)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs("certificate.json"), text, 0o644))
+}
+
+// certify gets a certificate as the pod of manifest.json that is called web-svc, or else as another of its pods.
+func certify(ts *testscript.TestScript, launched simtee.Measurement) (*api.CertificateResponse, *ecdsa.PrivateKey, error) {
 	m, err := manifest.Parse([]byte(ts.ReadFile("manifest.json")))
 	ts.Check(err)
 	world, err := newWorld()
@@ -295,22 +317,41 @@ func getCertificate(ts *testscript.TestScript, neg bool, args []string) {
 	sealing, err := api.NewHPKEKey()
 	ts.Check(err)
 	req := &api.CertificateRequest{Nonce: nonce, PublicKey: spki, HPKEKey: sealing.PublicKey().Bytes()}
+	var pod attestation.PolicyHash
 	for hash, p := range m.Policies {
-		if p.Role == manifest.RoleNone {
-			req.Evidence, err = world.Machine(launched, hash).Issue(ctx, req.ReportData())
-			ts.Check(err)
+		isWeb := slices.ContainsFunc(p.SANs, func(s pki.SAN) bool { return s.String() == "web-svc" })
+		if p.Role == manifest.RoleNone && (!pod.Valid() || isWeb) {
+			pod = hash
 		}
 	}
+	req.Evidence, err = world.Machine(launched, pod).Issue(ctx, req.ReportData())
+	ts.Check(err)
 	ts.Check(req.Sign(key))
 	resp, err := c.Certificate(ctx, *req)
-	if neg {
-		if refused, ok := errors.AsType[*api.Error](err); !ok || refused.Code != api.CodeEvidenceRejected {
-			ts.Fatalf("got %v, want the evidence rejected", err)
-		}
-		return
+	return resp, key, err
+}
+
+// serveWorkload serves HTTPS as the pod web-svc does behind its mesh proxy.
+func serveWorkload(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 1 {
+		ts.Fatalf("usage: workload [mtls|plaintext]")
 	}
-	ts.Check(err)
-	text, err := json.Marshal(resp)
-	ts.Check(err)
-	ts.Check(os.WriteFile(ts.MkAbs("certificate.json"), text, 0o644))
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "from the workload\n")
+	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	ts.Defer(server.Close)
+	if len(args) == 1 && args[0] == "plaintext" {
+		server.Start()
+	} else {
+		resp, key, err := certify(ts, measurement)
+		ts.Check(err)
+		server.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: resp.Chain, PrivateKey: key}}}
+		if len(args) == 1 {
+			server.TLS.ClientAuth = tls.RequireAndVerifyClientCert
+			server.TLS.ClientCAs = x509.NewCertPool()
+		}
+		server.StartTLS()
+	}
+	ts.Setenv("WORKLOAD", server.Listener.Addr().String())
 }
