@@ -37,6 +37,7 @@ type coordinatorFlags struct {
 func (f *coordinatorFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.coordinator, "coordinator", "c", os.Getenv(environmentCoordinator),
 		fmt.Sprintf("HOST[:PORT] of the Coordinator, port %d by default; also %s", api.Port, environmentCoordinator))
+	cmd.Flags().Lookup("coordinator").DefValue = "" // help says the same on every machine
 	cmd.Flags().StringVar(&f.manifest, "manifest", defaultManifest, "manifest that the Coordinator is to enforce")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", time.Minute, "how long everything may take")
 	f.collateral.register(cmd)
@@ -345,7 +346,7 @@ Without this command: the signed text is "portcullis transition v1:" and the new
   portcullis sign --previous none --workload-owner-key alice.pem -o alice.sig`,
 		Args: arguments(cobra.NoArgs),
 	}
-	var printOnly bool
+	var printOnly, asJSON bool
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 		defer cancel()
@@ -376,6 +377,13 @@ Without this command: the signed text is "portcullis transition v1:" and the new
 		if err := generate.Write([]generate.Output{{Path: output, Data: signature, Mode: modeFile}}); err != nil {
 			return err
 		}
+		if asJSON {
+			return writeJSON(cmd.OutOrStdout(), struct {
+				TransitionHash string   `json:"transitionHash"`
+				SignedMessage  string   `json:"signedMessage"`
+				Written        []string `json:"written"`
+			}{hex.EncodeToString(transition[:]), string(manifest.SignedMessage(transition)), []string{output}})
+		}
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s, over %s\n", output, manifest.SignedMessage(transition))
 		return err
 	}
@@ -384,6 +392,7 @@ Without this command: the signed text is "portcullis transition v1:" and the new
 	cmd.Flags().StringVar(&previous, "previous", "", "transition hash of the manifest before, 64 hexadecimal digits, or none")
 	cmd.Flags().StringVarP(&output, "output", "o", "transition.sig", "file for the signature")
 	cmd.Flags().BoolVar(&printOnly, "print", false, "print the text that would be signed, and sign nothing")
+	flagJSON(cmd, &asJSON)
 	return cmd
 }
 

@@ -72,6 +72,7 @@ Exit codes: 0 nothing that is needed is missing, 3 something is, 1 something tha
 	}
 	cmd.Flags().StringVarP(&coordinator, "coordinator", "c", os.Getenv(environmentCoordinator),
 		"HOST[:PORT] of a Coordinator, to look at the way to it; also "+environmentCoordinator)
+	cmd.Flags().Lookup("coordinator").DefValue = "" // help says the same on every machine
 	cmd.Flags().BoolVar(&guest, "guest", false, "look at a podVM, from inside")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long everything may take")
 	flagJSON(cmd, &asJSON)
