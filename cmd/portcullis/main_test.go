@@ -64,10 +64,11 @@ func TestMain(m *testing.M) {
 //	coordinator [MEASUREMENT]       start a Coordinator in a pretended TEE, as the pod of manifest.json; $COORDINATOR is its address
 //	                                and $STORE the file of its history
 //	restart                         start another one, on a copy of $STORE as it is now: what kill -9 leaves
-//	splice ADDRESS OTHER            $COORDINATOR is a proxy of ADDRESS that asks OTHER for the evidence of one that serves
+//	splice ADDRESS OTHER [shareless]  $COORDINATOR is a proxy of ADDRESS that asks OTHER for the evidence of one that serves; it
+//	                                may take the seed's shares out of answers
 //	certificate [MEASUREMENT]       get a certificate from it, as a pod of manifest.json; certificate.json is the answer. With ! in
 //	                                front its evidence must be rejected
-//	serve FOLDER                    serve the folder's files over HTTP, at $SERVER
+//	serve FOLDER                    serve the folder's files over HTTP, whatever the method, at $SERVER, without a Date
 //	workload [mtls|plaintext]       serve HTTPS at $WORKLOAD with such a certificate, as the pod web-svc; asking for the client's, or
 //	                                in plaintext
 //	tee                             serve the pretended TEE's evidence, as the pod of policy aa..aa; for one script alone
@@ -251,10 +252,10 @@ func serveCoordinator(ts *testscript.TestScript, launched simtee.Measurement, hi
 }
 
 func splice(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 {
-		ts.Fatalf("usage: splice ADDRESS OTHER")
+	if neg || len(args) < 2 || len(args) > 3 {
+		ts.Fatalf("usage: splice ADDRESS OTHER [shareless]")
 	}
-	server := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		body, _ := io.ReadAll(r.In.Body)
 		r.Out.Body = io.NopCloser(bytes.NewReader(body))
 		to := args[0]
@@ -262,16 +263,44 @@ func splice(ts *testscript.TestScript, neg bool, args []string) {
 			to = args[1]
 		}
 		r.SetURL(&url.URL{Scheme: "http", Host: to})
-	}})
+	}}
+	if len(args) == 3 {
+		proxy.ModifyResponse = withoutShares
+	}
+	proxy.ErrorLog = log.New(io.Discard, "", 0)
+	server := httptest.NewServer(proxy)
 	ts.Defer(server.Close)
 	ts.Setenv("COORDINATOR", server.Listener.Addr().String())
+}
+
+// withoutShares takes the sealed shares out of an answer.
+func withoutShares(r *http.Response) error {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return err
+	}
+	var answer map[string]json.RawMessage
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return err
+	}
+	delete(answer, "shares")
+	if body, err = json.Marshal(answer); err != nil {
+		return err
+	}
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	r.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	return nil
 }
 
 func serveFolder(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: serve FOLDER")
 	}
-	server := httptest.NewServer(http.FileServer(http.Dir(ts.MkAbs(args[0]))))
+	files := http.FileServer(http.Dir(ts.MkAbs(args[0])))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["Date"] = nil
+		files.ServeHTTP(w, r)
+	}))
 	ts.Defer(server.Close)
 	ts.Setenv("SERVER", server.Listener.Addr().String())
 }
