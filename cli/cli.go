@@ -31,7 +31,7 @@ type Streams struct {
 func Run(ctx context.Context, args []string, streams Streams) error {
 	root := newRoot(streams)
 	root.SetArgs(args)
-	return root.ExecuteContext(ctx)
+	return advise(root.ExecuteContext(ctx))
 }
 
 func newRoot(streams Streams) *cobra.Command {

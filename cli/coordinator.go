@@ -410,6 +410,7 @@ func (f *coordinatorFlags) previous(ctx context.Context, cmd *cobra.Command, tex
 			return hash, err
 		}
 		defer s.close()
+		progress(cmd, "checking the evidence of %s ...", s.client)
 		v, _, err := s.attest(ctx, api.VerifyBeforeSet)
 		if err != nil {
 			return hash, err

@@ -193,6 +193,11 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if code != want {
 		ts.Fatalf("exit code %d, want %d", code, want)
 	}
+	// Whatever fails says what to do about it, but for a command that ran inside and spoke for itself.
+	if stderr := ts.ReadFile("stderr"); code != 0 && args[1] == "portcullis" &&
+		!strings.Contains(stderr, "\nhint: ") && !strings.Contains(stderr, "ended with exit code") {
+		ts.Fatalf("there is no hint in %q", stderr)
+	}
 }
 
 func startCoordinator(ts *testscript.TestScript, neg bool, args []string) {
