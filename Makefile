@@ -33,6 +33,10 @@ test: test-packages envoy build lint ## all checks and tests
 	CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
 	GOFLAGS= go -C tools/prometheus test -count=1 ./... # of docs/, which Go's cache of tests does not look at
 
+.PHONY: test-cluster
+test-cluster: test-packages vendor/modules.txt ## what is asked of Kubernetes, against a real kube-apiserver and etcd; the first time builds them, some 8 minutes
+	@tools/test-cluster.sh $(CACHE)
+
 .PHONY: matrix
 matrix: test-packages matrix-packages envoy build ## the gate against hostile networks, hosts and rules, row by row; MUTATE=1 weakens the guard and wants each weakness noticed
 	@bin/matrix $(if $(MUTATE),--mutate) $(MATRIXFLAGS)

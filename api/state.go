@@ -9,33 +9,28 @@ import (
 	"time"
 )
 
-// State is what a Coordinator says that it is doing. Nothing proves it: a host can answer in its place.
-type State string
-
-// The states.
+// The states that Health names. Nothing proves one: a host can answer in the Coordinator's place.
 const (
-	StateNoManifest    State = "no-manifest"
-	StateActive        State = "active"
-	StateNeedsRecovery State = "needs-recovery"
+	StateNoManifest    = "no-manifest"
+	StateActive        = "active"
+	StateNeedsRecovery = "needs-recovery"
+	StateNeedsPeer     = "needs-peer"    // another replica went on without this one
+	StateSplitHistory  = "split-history" // it serves, and its store contradicts it
 )
 
-// State asks the Coordinator for its state, and tells what its clock showed; zero where it did not say.
-func (c *Client) State(ctx context.Context) (State, time.Time, error) {
+// Health asks the Coordinator for its state, and tells what its clock showed; zero where it did not say.
+func (c *Client) Health(ctx context.Context) (health Health, clock time.Time, err error) {
 	body, header, err := c.get(ctx, PathHealth)
 	if err != nil {
-		return "", time.Time{}, err
+		return Health{}, time.Time{}, err
 	}
-	var answer struct {
-		State State `json:"state"`
+	if err := json.Unmarshal(body, &health); err != nil || health.State == "" {
+		return Health{}, time.Time{}, fmt.Errorf("the answer of %s%s is not a Coordinator's", c.base, PathHealth)
 	}
-	if err := json.Unmarshal(body, &answer); err != nil || answer.State == "" {
-		return "", time.Time{}, fmt.Errorf("the answer of %s%s is not a Coordinator's", c.base, PathHealth)
-	}
-	clock, err := http.ParseTime(header.Get("Date"))
-	if err != nil {
+	if clock, err = http.ParseTime(header.Get("Date")); err != nil {
 		clock = time.Time{}
 	}
-	return answer.State, clock, nil
+	return health, clock, nil
 }
 
 // Metrics asks for the Coordinator's metrics, in Prometheus' text format.

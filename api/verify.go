@@ -11,6 +11,7 @@ import (
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/pki"
 )
 
 // Verified is what a Coordinator's answer to Attest proved.
@@ -40,6 +41,9 @@ func (v *Verified) Latest() *manifest.Manifest {
 	return v.History[len(v.History)-1].Manifest
 }
 
+// CheckOwners is the check that the manifests of a history are all of the same owners.
+const CheckOwners = "workload owners"
+
 // VerifyError says that a Coordinator is not what it must be.
 type VerifyError struct {
 	// Check is what was checked.
@@ -61,13 +65,36 @@ func (*VerifyError) ExitCode() int { return 3 }
 // has the role of a coordinator in trusted, and each step of the history that led there is signed by the owners of the
 // manifest before.
 //
+// The manifests of the history must be of the same owners. Whoever began it may know the seed, by way of a seed share or of
+// a policy that it made a coordinator's, and could have signed the history over to a manifest that looks just right.
+// FormerOwners is for a history that changed hands with the caller's knowledge.
+//
 // Which manifest to trust is the caller's knowledge. A manifest that came with the answer says nothing: a host can run a
 // genuine Coordinator with a manifest of its own. The error is a *VerifyError when the answer is no, and has an
 // *attestation.Unavailable in it when the hardware's vendor could not be asked.
 func VerifyCoordinator(
 	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest, o manifest.ValidatorOptions,
 ) (*Verified, error) {
-	v, err := VerifyBeforeSet(ctx, resp, nonce, trusted, o)
+	return FormerOwners(nil).VerifyCoordinator(ctx, resp, nonce, trusted, o)
+}
+
+// VerifyRecovery is VerifyCoordinator for a Coordinator that needs recovery, whose answer is to AttestRecovery(nonce). What
+// it has shown is that a genuine Coordinator waits for the seed, to go on from this manifest and no earlier one: a host
+// that put an old copy of the store in place is found out here.
+func VerifyRecovery(
+	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest, o manifest.ValidatorOptions,
+) (*Verified, error) {
+	return FormerOwners(nil).VerifyRecovery(ctx, resp, nonce, trusted, o)
+}
+
+// FormerOwners are owners of manifests before the trusted one that the caller trusts as well.
+type FormerOwners []manifest.OwnersDigest
+
+// VerifyCoordinator is as the function of that name.
+func (f FormerOwners) VerifyCoordinator(
+	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest, o manifest.ValidatorOptions,
+) (*Verified, error) {
+	v, err := f.VerifyBeforeSet(ctx, resp, nonce, trusted, o)
 	if err != nil {
 		return nil, err
 	}
@@ -77,10 +104,8 @@ func VerifyCoordinator(
 	return v, nil
 }
 
-// VerifyRecovery is VerifyCoordinator for a Coordinator that needs recovery, whose answer is to AttestRecovery(nonce). What
-// it has shown is that a genuine Coordinator waits for the seed, to go on from this manifest and no earlier one: a host
-// that put an old copy of the store in place is found out here.
-func VerifyRecovery(
+// VerifyRecovery is as the function of that name.
+func (f FormerOwners) VerifyRecovery(
 	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest, o manifest.ValidatorOptions,
 ) (*Verified, error) {
 	if resp != nil && (resp.Recovery == nil || len(resp.Recovery.Nonce) != NonceSize) {
@@ -91,6 +116,9 @@ func VerifyRecovery(
 		return nil, err
 	}
 	if err := v.enforces(trusted); err != nil {
+		return nil, err
+	}
+	if err := f.owned(v, trusted); err != nil {
 		return nil, err
 	}
 	v.RecoveryNonce = resp.Recovery.Nonce
@@ -115,6 +143,25 @@ func (v *Verified) enforces(trusted *manifest.Manifest) error {
 func VerifyBeforeSet(
 	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest, o manifest.ValidatorOptions,
 ) (*Verified, error) {
+	return FormerOwners(nil).VerifyBeforeSet(ctx, resp, nonce, trusted, o)
+}
+
+// owned says whether every manifest of the history is of the trusted one's owners, or of former ones.
+func (f FormerOwners) owned(v *Verified, trusted *manifest.Manifest) error {
+	for i, t := range v.History {
+		got := t.Manifest.OwnersDigest()
+		if got != trusted.OwnersDigest() && (got == manifest.OwnersDigest{} || !slices.Contains(f, got)) {
+			return &VerifyError{CheckOwners, fmt.Errorf("manifest %d of %d has others, whose digest is %s: they may have learnt the seed",
+				i+1, len(v.History), got)}
+		}
+	}
+	return nil
+}
+
+// VerifyBeforeSet is as the function of that name.
+func (f FormerOwners) VerifyBeforeSet(
+	ctx context.Context, resp *AttestResponse, nonce []byte, trusted *manifest.Manifest, o manifest.ValidatorOptions,
+) (*Verified, error) {
 	if resp != nil && resp.Recovery != nil {
 		return nil, &VerifyError{"state", errors.New("it was restarted and needs recovery")}
 	}
@@ -125,11 +172,19 @@ func VerifyBeforeSet(
 	if len(v.History) == 0 {
 		return v, nil
 	}
+	if err := f.owned(v, trusted); err != nil {
+		return nil, err
+	}
 	if v.RootCA, err = parseCA(resp.RootCA); err != nil {
 		return nil, &VerifyError{"root CA", err}
 	}
 	if v.MeshCA, err = parseCA(resp.MeshCA); err != nil {
 		return nil, &VerifyError{"mesh CA", err}
+	}
+	// Whoever reads in the manifest that it allows no successors must be able to pin its mesh CA for exactly that.
+	if allowed := v.Latest().Overlap() > 0; pki.AllowsSuccessor(v.MeshCA) != allowed {
+		return nil, &VerifyError{"mesh CA", fmt.Errorf("its path length is %d, and its manifest allows successors: %t",
+			v.MeshCA.MaxPathLen, allowed)}
 	}
 	if err := VerifyShares(resp.Shares, v.History, v.RootCA); err != nil {
 		return nil, &VerifyError{"seed shares", err}

@@ -42,7 +42,7 @@ var completions = map[string]completes{
 	"runtime-class": nothing, "image-initializer": nothing, "image-meshproxy": nothing, "seedshare-threshold": nothing,
 	"timeout": nothing, "report-data": nothing, "nonce": nothing, "previous": nothing, "append": nothing, "vcpus": nothing,
 	"vcpu-signature": nothing, "features": nothing, "ingress": nothing, "egress": nothing, "admin-port": nothing,
-	"egress-policy": nothing, "probes": nothing,
+	"egress-policy": nothing, "probes": nothing, "former-owners": nothing, "image": nothing, "replicas": nothing, "store": nothing,
 }
 
 // arguments of commands that take files, by the command's name.

@@ -171,7 +171,7 @@ func (f *connectFlags) authorities(cmd *cobra.Command) ([]*x509.Certificate, err
 	}
 	defer s.close()
 	progress(cmd, "checking the evidence of %s ...", s.client)
-	v, _, err := s.attest(ctx, api.VerifyCoordinator)
+	v, _, err := s.attest(ctx, api.FormerOwners.VerifyCoordinator)
 	if err != nil {
 		return nil, err
 	}

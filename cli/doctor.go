@@ -120,12 +120,12 @@ func wayTo(ctx context.Context, cmd *cobra.Command, coordinator string) ([]docto
 	}
 	name.Found = strings.Join(addresses, ", ")
 	there := doctor.Finding{Check: "Coordinator", Result: doctor.OK, Wanted: "an answer"}
-	state, clock, err := client.State(ctx)
+	health, clock, err := client.Health(ctx)
 	if err != nil {
 		there.Result, there.Found, there.Get = doctor.Missing, err.Error(), hintOf(reachable(err))
 		return []doctor.Finding{name, there}, nil
 	}
-	there.Found = fmt.Sprintf("it answers, and says %q (portcullis status says more)", state)
+	there.Found = fmt.Sprintf("it answers, and says %q (portcullis status says more)", health.State)
 	return []doctor.Finding{name, there, doctor.ClockSkew(time.Now(), clock)}, nil
 }
 

@@ -16,7 +16,6 @@ import (
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
-	"portcullis.dev/portcullis/manifest"
 )
 
 func newStatus() *cobra.Command {
@@ -29,7 +28,7 @@ func newStatus() *cobra.Command {
 --manifest it verifies what it is told, as verify does; without, all of this is what somebody at that address says.
 
 Exit codes: 0 it serves, and is verified where that was asked for; 3 it does not serve yet or again, or is not what the manifest
-says; 1 it was not reached, or its evidence could not be judged.`,
+says, or its store contradicts it; 1 it was not reached, or its evidence could not be judged.`,
 		Example: `  portcullis status -c coordinator.example.com
   portcullis status -c coordinator.example.com --manifest manifest.json --json`,
 		Args: arguments(cobra.NoArgs),
@@ -42,15 +41,10 @@ says; 1 it was not reached, or its evidence could not be judged.`,
 			}
 			s := &status{Coordinator: client.String(), Verified: verifiedUnasked}
 			if f.manifest != "" {
-				if s.manifest, err = readManifest(f.manifest); err != nil {
+				if s.by, err = f.open(cmd); err != nil {
 					return err
 				}
-				validation, done, err := f.collateral.open(s.manifest)
-				if err != nil {
-					return err
-				}
-				defer done()
-				s.validation = validation
+				defer s.by.close()
 			}
 			progress(cmd, "asking %s ...", client)
 			failed := s.ask(ctx, client)
@@ -86,7 +80,8 @@ type status struct {
 	Reachable   bool         `json:"reachable"`
 	Verified    string       `json:"verified"`
 	Reason      string       `json:"reason,omitempty"` // why it is not reachable or not verified
-	State       api.State    `json:"state,omitempty"`
+	State       string       `json:"state,omitempty"`
+	Detail      string       `json:"detail,omitempty"` // what it says is wrong with it
 	Serving     bool         `json:"serving"`
 	Recovery    *shares      `json:"recovery,omitempty"`
 	Generation  int          `json:"generation"`
@@ -97,8 +92,7 @@ type status struct {
 	Rejections  []rejection  `json:"rejections"`
 	Next        string       `json:"next,omitempty"`
 
-	manifest   *manifest.Manifest
-	validation manifest.ValidatorOptions
+	by *session // nil where nothing is verified
 }
 
 type shares struct {
@@ -111,28 +105,16 @@ type authorityCA struct {
 	NotAfter time.Time `json:"notAfter"`
 }
 
-// client is the Coordinator's that the flags name.
-func (f *coordinatorFlags) client(cmd *cobra.Command) (*api.Client, error) {
-	if f.coordinator == "" {
-		return nil, usageOf(cmd, fmt.Errorf("no Coordinator: give --coordinator HOST[:PORT] or set %s", environmentCoordinator))
-	}
-	client, err := api.New(f.coordinator)
-	if err != nil {
-		return nil, usageOf(cmd, err)
-	}
-	return client, nil
-}
-
 // ask fills s in, and returns what is wrong with the Coordinator, if anything is.
 func (s *status) ask(ctx context.Context, client *api.Client) error {
 	s.Rejections = []rejection{}
-	state, _, err := client.State(ctx)
+	health, _, err := client.Health(ctx)
 	if err != nil {
 		err = reachable(err)
 		s.Reason, s.Next = err.Error(), hintOf(err)
 		return err
 	}
-	s.Reachable, s.State = true, state
+	s.Reachable, s.State, s.Detail = true, health.State, health.Detail
 	if err := s.attest(ctx, client); err != nil {
 		s.Reason, s.Next = err.Error(), hintOf(err)
 		return err
@@ -145,44 +127,53 @@ func (s *status) ask(ctx context.Context, client *api.Client) error {
 			s.Since = &since
 		}
 	}
-	switch state {
+	switch s.State {
 	case api.StateActive:
 		s.Serving = true
 		return nil
 	case api.StateNoManifest:
 		s.Next = "set a manifest: portcullis set"
 		return &problem{errors.New("the Coordinator has no manifest yet"), exitNo, s.Next}
+	case api.StateNeedsPeer:
+		s.Next = "it asks its peers for what they have: are they running, and can it reach them? docs/coordinator.md"
+		return &problem{errors.New("another replica went on without this one"), exitNo, s.Next}
+	case api.StateSplitHistory:
+		s.Serving, s.Next = true, "who can write to the store, and was it put back to an older state? docs/coordinator.md"
+		return &problem{fmt.Errorf("the Coordinator serves, but its store contradicts it: %q", s.Detail), exitNo, s.Next}
 	case api.StateNeedsRecovery:
 		s.Next = "its seed-share owners run portcullis recover, docs/recovery.md"
 		return &problem{errors.New("the Coordinator was restarted and waits for its seed"), exitNo, s.Next}
 	default:
 		s.Next = "is this portcullis as new as the Coordinator?"
-		return &problem{fmt.Errorf("the Coordinator is in a state that is unknown here: %q", state), exitNo, s.Next}
+		return &problem{fmt.Errorf("the Coordinator is in a state that is unknown here: %q", s.State), exitNo, s.Next}
 	}
 }
 
 // attest asks for the Coordinator's evidence and what it covers, and judges it where there is a manifest to judge it by.
 func (s *status) attest(ctx context.Context, client *api.Client) error {
-	attest, judge := client.Attest, verification(api.VerifyCoordinator)
+	attest, judge := client.Attest, verification(api.FormerOwners.VerifyCoordinator)
 	switch s.State {
-	case api.StateNeedsRecovery:
-		attest, judge = client.AttestRecovery, api.VerifyRecovery
+	case api.StateNeedsRecovery, api.StateNeedsPeer:
+		attest, judge = client.AttestRecovery, api.FormerOwners.VerifyRecovery
 	case api.StateNoManifest:
-		judge = api.VerifyBeforeSet
+		judge = api.FormerOwners.VerifyBeforeSet
 	}
 	nonce := make([]byte, api.NonceSize)
 	_, _ = rand.Read(nonce) // never fails since Go 1.24
 	answer, err := attest(ctx, nonce)
+	if refused, ok := errors.AsType[*api.Error](err); ok && refused.Code == api.CodeNeedsRecovery && s.by == nil {
+		return nil // it has no seed-share owners to show anything to
+	}
 	if err != nil {
 		return reachable(err)
 	}
 	if err := s.read(answer); err != nil {
 		return &problem{fmt.Errorf("the Coordinator's answer makes no sense: %w", err), exitNo, "do not rely on this Coordinator"}
 	}
-	if s.manifest == nil {
+	if s.by == nil {
 		return nil
 	}
-	if _, err := judge(ctx, answer, nonce, s.manifest, s.validation); err != nil {
+	if _, err := judge(s.by.former, ctx, answer, nonce, s.by.manifest, s.by.validation); err != nil {
 		s.Verified = verifiedNo
 		if _, ok := errors.AsType[*attestation.Unavailable](err); ok {
 			s.Verified = verifiedUnknown
@@ -242,10 +233,19 @@ func (s *status) write(out io.Writer) error {
 		state = "active: it serves"
 	case s.State == api.StateNoManifest:
 		state = "no manifest was set yet"
-	case s.State == api.StateNeedsRecovery && s.Recovery != nil:
+	case s.State == api.StateSplitHistory:
+		state = "split history: it serves, and its store contradicts it"
+	case s.State == api.StateNeedsPeer:
+		state = "needs a peer: another replica went on without this one"
+	case s.State == api.StateNeedsRecovery && s.Recovery == nil:
+		state = "needs recovery, and has no seed-share owners"
+	case s.State == api.StateNeedsRecovery:
 		state = fmt.Sprintf("needs recovery: it has %d of the %d shares that it takes", s.Recovery.Collected, s.Recovery.Threshold)
 	}
 	line("state", "%s", state)
+	if s.Detail != "" {
+		line("", "but it says: %q", s.Detail)
+	}
 	line("generation", "%d", s.Generation)
 	if s.Transition != "" {
 		line("transition", "%s", s.Transition)

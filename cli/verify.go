@@ -44,7 +44,7 @@ Read the manifest before you rely on it: it says what may run. Exit code 3 means
 			}
 			defer s.close()
 			progress(cmd, "checking the evidence of %s ...", s.client)
-			v, _, err := s.attest(ctx, api.VerifyCoordinator)
+			v, _, err := s.attest(ctx, api.FormerOwners.VerifyCoordinator)
 			if err != nil {
 				return err
 			}

@@ -13,6 +13,7 @@ type metrics struct {
 	requests     *prometheus.CounterVec
 	issued       prometheus.Counter
 	rejectedWhat *prometheus.CounterVec
+	peers        *prometheus.CounterVec
 }
 
 func newMetrics(c *Coordinator) *metrics {
@@ -30,11 +31,26 @@ func newMetrics(c *Coordinator) *metrics {
 			Name: "portcullis_evidence_rejected_total",
 			Help: "Rejected evidence of pods, by the field of the report that was not acceptable.",
 		}, []string{"field"}),
+		peers: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "portcullis_peers_asked_total",
+			Help: "Other replicas that were asked for their state, by outcome: ok, or why nothing was taken.",
+		}, []string{"outcome"}),
 	}
 	gauge := func(name, help string, value func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value)
 	}
-	m.registry.MustRegister(m.requests, m.issued, m.rejectedWhat,
+	for _, s := range states {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "portcullis_replica_state", Help: "The replica's state: 1 for the one that it is in.",
+			ConstLabels: prometheus.Labels{"state": string(s)},
+		}, func() float64 {
+			if c.state() == s {
+				return 1
+			}
+			return 0
+		}))
+	}
+	m.registry.MustRegister(m.requests, m.issued, m.rejectedWhat, m.peers,
 		gauge("portcullis_evidence_waiting", "Certificate requests that wait for a worker.",
 			func() float64 { return float64(c.judging.waiting.Load()) }),
 		gauge("portcullis_generation", "Manifests set so far; 0 before the first.", func() float64 {
@@ -50,6 +66,13 @@ func newMetrics(c *Coordinator) *metrics {
 				}
 				return 0
 			}),
+		gauge("portcullis_overlap_until_seconds", "Until when pods of the manifest before and of this one accept each other, in seconds "+
+			"since 1970; 0 where they do not.", func() float64 {
+			if g := c.active.Load(); g != nil && g.mesh.Before != nil {
+				return float64(g.mesh.Before.Until().Unix())
+			}
+			return 0
+		}),
 		gauge("portcullis_needs_recovery", "1 while the seed of the store's history is not in memory.", func() float64 {
 			if c.recovering.Load() != nil {
 				return 1

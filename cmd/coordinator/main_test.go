@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,10 +23,12 @@ import (
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/simulated"
+	"portcullis.dev/portcullis/deploy"
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
+	"portcullis.dev/portcullis/tests/cluster"
 	"portcullis.dev/portcullis/tests/netlab"
 	"portcullis.dev/portcullis/tests/simtee"
 )
@@ -40,10 +43,56 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) != "coordinator" { // testscript runs this binary as the command, too
 		netlab.Enter()
 	}
-	testscript.Main(m, map[string]func(){"coordinator": main})
+	testscript.Main(suite{m}, map[string]func(){"coordinator": main})
 }
 
-func TestScripts(t *testing.T) {
+// suite stops the test cluster after the tests, where one was started.
+type suite struct{ m *testing.M }
+
+func (s suite) Run() int { return cluster.Run(s.m) }
+
+func TestScripts(t *testing.T) { runScripts(t, "testdata/script", nil) }
+
+// The Coordinator is what it is in a pod of the StatefulSet: it finds the API server by the service account that is mounted into the
+// pod, and may do what the printed Role allows.
+func TestScriptsInACluster(t *testing.T) {
+	c := cluster.Shared(t)
+	runScripts(t, "testdata/cluster", func(env *testscript.Env) error {
+		namespace := c.Namespace(t)
+		var yaml strings.Builder
+		err := deploy.Coordinator{
+			Namespace: namespace, Image: "coordinator", RuntimeClass: "kata-qemu-snp", Replicas: 3, Store: deploy.StoreKubernetes,
+		}.Write(&yaml)
+		if err != nil {
+			return err
+		}
+		c.MustKubectl(t, yaml.String(), "apply", "-f", "-")
+		account := c.ServiceAccount(t, namespace, "coordinator")
+		ca, err := os.ReadFile(account.CAFile)
+		if err != nil {
+			return err
+		}
+		const mounted = "/var/run/secrets/kubernetes.io/serviceaccount" // netlab gives the test a /run of its own
+		if err := os.MkdirAll(mounted, 0o700); err != nil {
+			return err
+		}
+		server, err := url.Parse(account.Host)
+		if err != nil {
+			return err
+		}
+		env.Setenv("KUBERNETES_SERVICE_HOST", server.Hostname())
+		env.Setenv("KUBERNETES_SERVICE_PORT", server.Port())
+		env.Setenv("NAMESPACE", namespace)
+		env.Setenv("ADMIN", c.Kubeconfig())
+		return errors.Join(
+			os.WriteFile(mounted+"/token", []byte(account.BearerToken), 0o600),
+			os.WriteFile(mounted+"/ca.crt", ca, 0o600),
+			os.WriteFile(mounted+"/namespace", []byte(namespace), 0o600),
+		)
+	})
+}
+
+func runScripts(t *testing.T, dir string, prepare func(*testscript.Env) error) {
 	world, err := simtee.New(simtee.PublishedKeys())
 	if err != nil {
 		t.Fatal(err)
@@ -80,8 +129,13 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
+		Dir: dir,
 		Setup: func(env *testscript.Env) error {
+			if prepare != nil {
+				if err := prepare(env); err != nil {
+					return err
+				}
+			}
 			return os.WriteFile(filepath.Join(env.WorkDir, "manifest.json"), text, 0o644)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
