@@ -16,10 +16,12 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+
+	"portcullis.dev/portcullis"
 )
 
 // Version is this release's. It names the images that generate injects.
-const Version = "v0.1.0"
+const Version = portcullis.Version
 
 // Streams are where a command reads and writes.
 type Streams struct {
@@ -57,7 +59,7 @@ Exit codes: 0 done, 1 failed, 2 usage or malformed input, 3 a check was made and
 	root.PersistentFlags().BoolP(flagQuiet, "q", false, "say nothing about progress")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageOf(cmd, err) })
 	root.AddCommand(newGenerate(), newLint(), newSet(), newVerify(), newSign(), newKeygen(), newRecover(),
-		newAttest(), newInspect(), newMeasure(), newCoordinatorYAML(), newStatus(), newConnect(), newDoctor(), newVersion(), newMan())
+		newAttest(), newInspect(), newMeasure(), newCoordinatorYAML(), newAudit(), newStatus(), newConnect(), newDoctor(), newVersion(), newMan())
 	complete(root)
 	speakAlike(root)
 	return root

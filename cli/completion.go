@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"strings"
+
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -30,6 +32,9 @@ var completions = map[string]completes{
 	"seedshare-owner-key": files("pub", "pem"),
 	"key":                 files("pem"),
 	"mesh-ca":             files("pem"),
+	"root-ca":             files("pem"),
+	"html":                files("html"),
+	"yaml":                files("yaml", "yml", "json"),
 	"signature":           anyFile,
 	"output":              anyFile,
 	"ovmf":                anyFile,
@@ -43,13 +48,16 @@ var completions = map[string]completes{
 	"timeout": nothing, "report-data": nothing, "nonce": nothing, "previous": nothing, "append": nothing, "vcpus": nothing,
 	"vcpu-signature": nothing, "features": nothing, "ingress": nothing, "egress": nothing, "admin-port": nothing,
 	"egress-policy": nothing, "probes": nothing, "former-owners": nothing, "image": nothing, "replicas": nothing, "store": nothing,
+	"head": nothing,
 }
 
-// arguments of commands that take files, by the command's name.
+// completedArguments are those of commands that take files, by the command's path without portcullis.
 var completedArguments = map[string]completes{
 	"generate":         files("yaml", "yml", "json"),
 	"lint":             files("yaml", "yml", "json"),
 	"inspect-evidence": anyFile,
+	"audit verify":     anyFile,
+	"audit show":       anyFile,
 	"man":              folder,
 }
 
@@ -75,7 +83,7 @@ func complete(cmd *cobra.Command) {
 		}
 	})
 	if cmd.ValidArgsFunction == nil && len(cmd.ValidArgs) == 0 && !cmd.HasSubCommands() {
-		cmd.ValidArgsFunction = completedArguments[cmd.Name()].function()
+		cmd.ValidArgsFunction = completedArguments[strings.TrimPrefix(cmd.CommandPath(), "portcullis ")].function()
 	}
 	for _, sub := range cmd.Commands() {
 		complete(sub)

@@ -196,6 +196,10 @@ func (c *Coordinator) takeOver(ctx context.Context, r *recovery, g *generation) 
 	if c.recovering.Load() != r {
 		return false
 	}
+	if err := c.auditRecovery(g); err != nil {
+		c.log.Warn("a peer's state is not used", "reason", err)
+		return false
+	}
 	c.activate(g)
 	c.log.Info("recovered from a peer", "generation", len(g.history), "transition", hex.EncodeToString(g.transition.Hash[:]))
 	return true

@@ -14,10 +14,9 @@ import (
 
 // unscripted are messages of package cli that no script can bring about, and why.
 var unscripted = map[string]string{
-	"sign transition %x: %w":         "signing with a key that was parsed does not fail",
-	"search the folder: %w":          "scripts run as root, who may read every folder",
-	"it cannot be read: a panic: %v": "no bytes are known that make the vendors' parsers panic",
-	"--append contains a NUL":        "no argument contains one; Run's caller may",
+	"sign transition %x: %w":  "signing with a key that was parsed does not fail",
+	"search the folder: %w":   "scripts run as root, who may read every folder",
+	"--append contains a NUL": "no argument contains one; Run's caller may",
 }
 
 // Every message of package cli is quoted by a script that brings it about: by a line stdout or stderr with at least so many
