@@ -14,6 +14,7 @@ import (
 type part struct {
 	*source  // without what an earlier run injected
 	file     int
+	given    []byte // with what an earlier run injected
 	services []service
 	targets  []*target
 	faults   Faults
