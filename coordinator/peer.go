@@ -52,7 +52,7 @@ type peerState struct {
 	MeshCA       []byte `json:"meshCa"`
 	Intermediate []byte `json:"intermediate"`
 	RootCA       []byte `json:"rootCa"` // its key follows from the seed; replicas also show one certificate of it
-	// Overlaps are what mesh CAs of before signed whose keys are forgotten.
+	// Overlaps are with the manifests before; the keys that signed them are gone.
 	Overlaps overlaps `json:"overlaps,omitempty"`
 }
 
@@ -206,6 +206,10 @@ func (c *Coordinator) takeOver(ctx context.Context, r *recovery, g *generation) 
 		return false
 	}
 	if c.recovering.Load() != r {
+		return false
+	}
+	if err := c.auditRecovery(g); err != nil {
+		c.log.Warn("a peer's state is not used", "reason", err)
 		return false
 	}
 	c.activate(g)

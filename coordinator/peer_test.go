@@ -239,7 +239,7 @@ func TestPeerRollback(t *testing.T) {
 	if given == 0 || len(knows.log.Entries("gave the state to another replica")) != given {
 		t.Errorf("the state was given:\n%s", knows.log)
 	}
-	r.metric(t, `portcullis_replica_state{state="needs-recovery"} 1`)
+	r.metric(t, `portcullis_state{state="needs-recovery"} 1`)
 
 	// The host tires of it. What the store says is followed as long as nothing else is known.
 	back.to.Store(rs.store)
@@ -294,7 +294,7 @@ func TestRunningReplicaDoesNotGoBackWithItsStore(t *testing.T) {
 			if entry["level"] != "ERROR" || !strings.Contains(fmt.Sprint(entry["reason"]), test.reason) {
 				t.Errorf("log %v", entry)
 			}
-			r.metric(t, `portcullis_replica_state{state="split-history"} 1`)
+			r.metric(t, `portcullis_state{state="split-history"} 1`)
 			_, resp, _ := r.certify(t, snpPod(t, webPolicy))
 			if !bytes.Equal(resp.MeshCA, next.MeshCA) {
 				t.Error("it certifies by another mesh CA")
@@ -524,7 +524,7 @@ func (r *replica) refuses(t *testing.T, outcome, field, reason string) {
 	if _, state, _ := r.health(t, api.PathHealth); state != "needs-recovery" {
 		t.Errorf("it is %s", state)
 	}
-	r.metric(t, `portcullis_replica_state{state="active"} 0`)
+	r.metric(t, `portcullis_state{state="active"} 0`)
 }
 
 // The host keeps an answer that a replica got, and gives it to the next one. Its nonce would still be good.

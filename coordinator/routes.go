@@ -110,7 +110,11 @@ func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetRes
 	if current != nil {
 		old = current.latest.text
 	}
+	if err := c.auditTransition(transition, len(next.history)); err != nil {
+		return nil, err
+	}
 	if err := c.commit(ctx, kept, old, next); err != nil {
+		c.auditNotKept(transition, err)
 		if errors.Is(err, store.ErrConflict) {
 			return nil, problem(api.CodeConflict).because(err)
 		}
@@ -166,6 +170,7 @@ func (c *Coordinator) nonce(context.Context, *api.NonceRequest) (*api.NonceRespo
 // certificate certifies a pod that proves to be one of the manifest's. The checks come in the order of what they cost
 // the Coordinator, so that a stranger can make it do little.
 func (c *Coordinator) certificate(ctx context.Context, req *api.CertificateRequest) (*api.CertificateResponse, error) {
+	began := time.Now()
 	g, err := c.generation()
 	if err != nil {
 		return nil, err
@@ -195,7 +200,11 @@ func (c *Coordinator) certificate(ctx context.Context, req *api.CertificateReque
 	if err != nil {
 		return nil, err
 	}
-	return c.answer(ctx, g, req, key, claims, policy)
+	resp, err := c.answer(ctx, g, req, key, claims, policy)
+	if err == nil {
+		c.metrics.issueTime.Observe(time.Since(began).Seconds())
+	}
+	return resp, err
 }
 
 // successor says what came after a mesh CA. Pods of the manifest before ask every few minutes, so it costs a look into a list.
@@ -234,9 +243,10 @@ func (c *Coordinator) refuseEvidence(evidence attestation.Evidence, err error) e
 	judged := &judgedError{claimed: claimedPolicyHash(evidence), err: err}
 	rejected, ok := errors.AsType[*attestation.Rejected](err)
 	if !ok {
+		c.metrics.unavailable.WithLabelValues(vendor(evidence.Platform)).Inc()
 		return problem(api.CodeUnavailable).because(judged)
 	}
-	c.metrics.rejected(rejected.Field)
+	c.metrics.rejected.WithLabelValues(rejected.Field).Inc()
 	return problem(api.CodeEvidenceRejected).saying("the evidence's %s is not acceptable", rejected.Field).because(judged)
 }
 
@@ -263,7 +273,10 @@ func (c *Coordinator) answer(
 	if err := c.stillServes(g); err != nil {
 		return nil, err
 	}
-	c.metrics.issued.Inc()
+	if err := c.auditCertificate(g, req, claims, leaf); err != nil {
+		return nil, err
+	}
+	c.metrics.issued.WithLabelValues(string(claims.Platform)).Inc()
 	c.log.Info("certificate issued", "policyHash", claims.PolicyHash.String(), "serial", leaf.SerialNumber.Text(16),
 		"notAfter", leaf.NotAfter, "generation", len(g.history), "renewal", len(req.MeshCA) > 0)
 	return resp, nil

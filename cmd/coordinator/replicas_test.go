@@ -10,11 +10,9 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -28,14 +26,14 @@ import (
 	"portcullis.dev/portcullis/tests/simtee"
 )
 
-// process is a Coordinator's life, and its address.
-type process struct {
+// replica is a Coordinator's life, and its address.
+type replica struct {
 	*api.Client
 	cmd *exec.Cmd
 	log *netlab.Log
 }
 
-func (p *process) kill() {
+func (p *replica) kill() {
 	_ = p.cmd.Process.Kill()
 	_ = p.cmd.Wait() // killed, as wanted
 }
@@ -46,34 +44,19 @@ type mesh struct {
 	world     *simtee.World
 	env       []string
 	addresses []string
-	replicas  []*process
+	replicas  []*replica
 	owner     *ecdsa.PrivateKey
 	seedshare *pki.SeedshareKey
 }
 
-const peersName = "coordinator-peers"
-
 func newMesh(t *testing.T, c *cluster.Cluster) *mesh {
 	t.Helper()
-	// Addresses of the loopback, in place of a resolver's answer.
-	hosts := filepath.Join(t.TempDir(), "hosts")
-	text := "127.0.0.1 localhost\n"
-	m := &mesh{world: serveEvidence(t), replicas: make([]*process, 3), env: os.Environ()}
-	for _, ip := range []string{"127.0.1.1", "127.0.1.2", "127.0.1.3"} {
-		text += ip + " " + peersName + "\n"
+	ips := []string{"127.0.1.1", "127.0.1.2", "127.0.1.3"}
+	peersAt(t, ips...)
+	m := &mesh{world: serveWorld(t), replicas: make([]*replica, len(ips)), env: os.Environ()}
+	for _, ip := range ips {
 		m.addresses = append(m.addresses, ip+":1313")
 	}
-	if err := os.WriteFile(hosts, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mount(hosts, "/etc/hosts", "", syscall.MS_BIND, ""); err != nil { // in the mount namespace of the test alone
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount("/etc/hosts", 0); err != nil {
-			t.Error(err)
-		}
-	})
 	for name, value := range deployed(t, c) {
 		m.env = append(m.env, name+"="+value)
 	}
@@ -88,9 +71,9 @@ func newMesh(t *testing.T, c *cluster.Cluster) *mesh {
 }
 
 // start starts number i and waits until it answers.
-func (m *mesh) start(t *testing.T, i int) *process {
+func (m *mesh) start(t *testing.T, i int) *replica {
 	t.Helper()
-	p := &process{log: &netlab.Log{}}
+	p := &replica{log: &netlab.Log{}}
 	p.cmd = exec.Command("coordinator", "--no-guard", "--allow-simulated-tee", "--store", "kubernetes", // #nosec: this binary
 		"--listen", m.addresses[i], "--peers", peersName)
 	p.cmd.Env, p.cmd.Stderr = m.env, p.log
@@ -158,7 +141,7 @@ func (m *mesh) manifest(t *testing.T, hours int) *manifest.Manifest {
 	return parsed
 }
 
-func (m *mesh) set(t *testing.T, p *process, next *manifest.Manifest, previous [32]byte) (*api.SetResponse, error) {
+func (m *mesh) set(t *testing.T, p *replica, next *manifest.Manifest, previous [32]byte) (*api.SetResponse, error) {
 	spki, err := pki.SPKI(&m.owner.PublicKey)
 	if err != nil {
 		t.Error(err)
@@ -174,7 +157,7 @@ func (m *mesh) set(t *testing.T, p *process, next *manifest.Manifest, previous [
 }
 
 // verified is what a replica proves of itself, as `portcullis verify` sees it; nil while it does not enforce the manifest.
-func (p *process) verified(t *testing.T, trusted *manifest.Manifest) *api.Verified {
+func (p *replica) verified(t *testing.T, trusted *manifest.Manifest) *api.Verified {
 	nonce := make([]byte, api.NonceSize)
 	resp, err := p.Attest(t.Context(), nonce)
 	if err != nil {
@@ -208,7 +191,7 @@ func (m *mesh) agree(t *testing.T, trusted *manifest.Manifest) *api.Verified {
 }
 
 // certify has a pod certified, and returns the mesh CA.
-func (m *mesh) certify(ctx context.Context, p *process) ([]byte, error) {
+func (m *mesh) certify(ctx context.Context, p *replica) ([]byte, error) {
 	nonce, err := p.Nonce(ctx)
 	if err != nil {
 		return nil, err
