@@ -22,6 +22,7 @@ const (
 	PathCertificate = "/v1/mesh/certificate"
 	PathSuccessor   = "/v1/mesh/successor"
 	PathRecover     = "/v1/recover"
+	PathPeerState   = "/v1/peer/state"
 	PathHealth      = "/healthz"
 	PathReady       = "/readyz"
 	PathMetrics     = "/metrics"
@@ -38,6 +39,10 @@ const (
 	LabelNeedsRecovery = "portcullis needs recovery v1"
 	LabelShare         = "portcullis seed share v1"
 	LabelRecover       = "portcullis recover v1"
+
+	LabelPeer       = "portcullis peer v1"
+	LabelPeerAnswer = "portcullis peer answer v1"
+	LabelPeerState  = "portcullis peer state v1"
 )
 
 // NonceSize is the length of the nonce in an AttestRequest.
@@ -194,6 +199,14 @@ type CertificateResponse struct {
 	Evidence *attestation.Evidence `json:"evidence,omitempty"`
 }
 
+// Health is the body of /healthz, and of /readyz where it is 200.
+type Health struct {
+	// State is no-manifest, active, needs-recovery, needs-peer or split-history.
+	State string `json:"state"`
+	// Detail says of a split history what it is that the store contradicts.
+	Detail string `json:"detail,omitempty"`
+}
+
 // SuccessorRequest asks what has come after a mesh CA. It is for pods that cannot renew any more, and proves nothing: what is
 // answered is public.
 type SuccessorRequest struct {
@@ -242,6 +255,8 @@ const (
 	CodeSharesDiscarded   Code = "shares-discarded"   // 403: the shares together are not the seed of this history
 	CodeNoManifest        Code = "no-manifest"        // 503: nothing was set yet
 	CodeNeedsRecovery     Code = "needs-recovery"     // 503: restarted, the seed is not here
+	CodeNeedsPeer         Code = "needs-peer"         // 503: another replica went on without this one
+	CodeSplitHistory      Code = "split-history"      // 503: the store was rolled back, or is another history's
 	CodeUnavailable       Code = "unavailable"        // 503: evidence could not be judged now
 	CodeInternal          Code = "internal"           // 500
 )

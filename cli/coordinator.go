@@ -30,6 +30,7 @@ const environmentCoordinator = "PORTCULLIS_COORDINATOR"
 type coordinatorFlags struct {
 	coordinator string
 	manifest    string
+	former      []string
 	timeout     time.Duration
 	collateral  collateralFlags
 }
@@ -37,7 +38,10 @@ type coordinatorFlags struct {
 func (f *coordinatorFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.coordinator, "coordinator", "c", os.Getenv(environmentCoordinator),
 		fmt.Sprintf("HOST[:PORT] of the Coordinator, port %d by default; also %s", api.Port, environmentCoordinator))
+	cmd.Flags().Lookup("coordinator").DefValue = "" // help says the same on every machine
 	cmd.Flags().StringVar(&f.manifest, "manifest", defaultManifest, "manifest that the Coordinator is to enforce")
+	cmd.Flags().StringArrayVar(&f.former, "former-owners", nil,
+		"digest of other WorkloadOwnerKeys that earlier manifests may have, as the refusal of such a history prints it; repeatable")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", time.Minute, "how long everything may take")
 	f.collateral.register(cmd)
 }
@@ -47,6 +51,7 @@ type session struct {
 	client     *api.Client
 	manifest   *manifest.Manifest
 	validation manifest.ValidatorOptions
+	former     api.FormerOwners
 	close      func()
 }
 
@@ -55,6 +60,25 @@ func (f *coordinatorFlags) open(cmd *cobra.Command) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	client, err := f.client(cmd)
+	if err != nil {
+		return nil, err
+	}
+	former := make(api.FormerOwners, len(f.former))
+	for i, digest := range f.former {
+		if err := former[i].UnmarshalText([]byte(digest)); err != nil {
+			return nil, usageOf(cmd, fmt.Errorf("--former-owners: %w", err))
+		}
+	}
+	validation, done, err := f.collateral.open(m)
+	if err != nil {
+		return nil, err
+	}
+	return &session{client, m, validation, former, done}, nil
+}
+
+// client is that of the Coordinator that the flags name.
+func (f *coordinatorFlags) client(cmd *cobra.Command) (*api.Client, error) {
 	if f.coordinator == "" {
 		return nil, usageOf(cmd, fmt.Errorf("no Coordinator: give --coordinator HOST[:PORT] or set %s", environmentCoordinator))
 	}
@@ -62,11 +86,7 @@ func (f *coordinatorFlags) open(cmd *cobra.Command) (*session, error) {
 	if err != nil {
 		return nil, usageOf(cmd, err)
 	}
-	validation, done, err := f.collateral.open(m)
-	if err != nil {
-		return nil, err
-	}
-	return &session{client, m, validation, done}, nil
+	return client, nil
 }
 
 func readManifest(path string) (*manifest.Manifest, error) {
@@ -86,7 +106,7 @@ func readManifest(path string) (*manifest.Manifest, error) {
 
 // verification is one of package api's, of a Coordinator.
 type verification func(
-	context.Context, *api.AttestResponse, []byte, *manifest.Manifest, manifest.ValidatorOptions,
+	api.FormerOwners, context.Context, *api.AttestResponse, []byte, *manifest.Manifest, manifest.ValidatorOptions,
 ) (*api.Verified, error)
 
 // attest asks the Coordinator who it is, with a fresh nonce, and judges the answer.
@@ -104,7 +124,7 @@ func (s *session) ask(
 	if err != nil {
 		return nil, nil, reachable(err)
 	}
-	verified, err := judge(ctx, answer, nonce, s.manifest, s.validation)
+	verified, err := judge(s.former, ctx, answer, nonce, s.manifest, s.validation)
 	return verified, answer, judged(err)
 }
 
@@ -195,7 +215,7 @@ func (s *session) set(
 	ctx context.Context, cmd *cobra.Command, keys, signatures []string, keyDirectory string,
 ) (v *api.Verified, already bool, err error) {
 	progress(cmd, "checking the evidence of %s ...", s.client)
-	before, _, err := s.attest(ctx, api.VerifyBeforeSet)
+	before, _, err := s.attest(ctx, api.FormerOwners.VerifyBeforeSet)
 	if err != nil {
 		return nil, false, err
 	}
@@ -218,7 +238,7 @@ func (s *session) set(
 		return nil, false, reachable(err)
 	}
 	progress(cmd, "checking the evidence again ...")
-	after, _, err := s.attest(ctx, api.VerifyCoordinator)
+	after, _, err := s.attest(ctx, api.FormerOwners.VerifyCoordinator)
 	if err != nil {
 		return nil, false, fmt.Errorf("the manifest was sent, but: %w", err)
 	}
@@ -354,7 +374,7 @@ Without this command: the signed text is "portcullis transition v1:" and the new
   portcullis sign --previous none --workload-owner-key alice.pem -o alice.sig`,
 		Args: arguments(cobra.NoArgs),
 	}
-	var printOnly bool
+	var printOnly, asJSON bool
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 		defer cancel()
@@ -385,6 +405,13 @@ Without this command: the signed text is "portcullis transition v1:" and the new
 		if err := generate.Write([]generate.Output{{Path: output, Data: signature, Mode: modeFile}}); err != nil {
 			return err
 		}
+		if asJSON {
+			return writeJSON(cmd.OutOrStdout(), struct {
+				TransitionHash string   `json:"transitionHash"`
+				SignedMessage  string   `json:"signedMessage"`
+				Written        []string `json:"written"`
+			}{hex.EncodeToString(transition[:]), string(manifest.SignedMessage(transition)), []string{output}})
+		}
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s, over %s\n", output, manifest.SignedMessage(transition))
 		return err
 	}
@@ -393,6 +420,7 @@ Without this command: the signed text is "portcullis transition v1:" and the new
 	cmd.Flags().StringVar(&previous, "previous", "", "transition hash of the manifest before, 64 hexadecimal digits, or none")
 	cmd.Flags().StringVarP(&output, "output", "o", "transition.sig", "file for the signature")
 	cmd.Flags().BoolVar(&printOnly, "print", false, "print the text that would be signed, and sign nothing")
+	flagJSON(cmd, &asJSON)
 	return cmd
 }
 
@@ -410,7 +438,8 @@ func (f *coordinatorFlags) previous(ctx context.Context, cmd *cobra.Command, tex
 			return hash, err
 		}
 		defer s.close()
-		v, _, err := s.attest(ctx, api.VerifyBeforeSet)
+		progress(cmd, "checking the evidence of %s ...", s.client)
+		v, _, err := s.attest(ctx, api.FormerOwners.VerifyBeforeSet)
 		if err != nil {
 			return hash, err
 		}

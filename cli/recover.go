@@ -25,6 +25,7 @@ const defaultSeedshareKey = "seedshare-owner.pem"
 
 func newKeygen() *cobra.Command {
 	var output string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "keygen",
 		Short: "Make a seed-share owner's keys",
@@ -45,11 +46,15 @@ public halves beside it with the ending .pub, for "portcullis generate --seedsha
 			if err := generate.Write(outputs); err != nil {
 				return err
 			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), map[string]string{"private": outputs[0].Path, "public": outputs[1].Path})
+			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s, which is secret, and %s\n", outputs[0].Path, outputs[1].Path)
 			return err
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", defaultSeedshareKey, "file for the private keys")
+	flagJSON(cmd, &asJSON)
 	return cmd
 }
 
@@ -135,7 +140,7 @@ func (s *session) recover(
 	ctx context.Context, cmd *cobra.Command, shares []shareFile, owners map[string]*pki.SeedshareKey, asJSON bool,
 ) error {
 	progress(cmd, "checking the evidence of %s ...", s.client)
-	v, _, err := s.ask(ctx, s.client.AttestRecovery, api.VerifyRecovery)
+	v, _, err := s.ask(ctx, s.client.AttestRecovery, api.FormerOwners.VerifyRecovery)
 	if err != nil {
 		return err
 	}
@@ -206,7 +211,7 @@ func (s *session) giveShare(
 // recheck makes sure that what was recovered is the Coordinator of before.
 func (s *session) recheck(ctx context.Context, cmd *cobra.Command, rootKey []byte) error {
 	progress(cmd, "checking the evidence again ...")
-	v, _, err := s.attest(ctx, api.VerifyCoordinator)
+	v, _, err := s.attest(ctx, api.FormerOwners.VerifyCoordinator)
 	if err != nil {
 		return fmt.Errorf("the shares were given, but: %w", err)
 	}

@@ -121,7 +121,7 @@ func TestOwnersWhoSetManyManifestsDoNotFillTheMemory(t *testing.T) {
 		if err := g.take(seed, now); err != nil {
 			t.Fatal(err)
 		}
-		if err := g.newMeshCA(now); err != nil {
+		if err := g.newMeshCA(uint64(i+1), now); err != nil {
 			t.Fatal(err)
 		}
 		if err := g.succeed(before, now); err != nil {
