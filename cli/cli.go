@@ -59,7 +59,7 @@ Exit codes: 0 done, 1 failed, 2 usage or malformed input, 3 a check was made and
 	root.SetErr(streams.Err)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageOf(cmd, err) })
 	root.AddCommand(newGenerate(), newLint(), newSet(), newVerify(), newSign(), newKeygen(), newRecover(),
-		newAttest(), newInspect(), newMeasure(), newAudit(), newVersion())
+		newAttest(), newInspect(), newMeasure(), newCoordinatorYAML(), newAudit(), newVersion())
 	return root
 }
 

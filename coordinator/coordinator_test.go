@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -1018,6 +1019,55 @@ func TestSetThatCannotBeKeptChangesNothingAndTellsNothing(t *testing.T) {
 	}
 	_, err = f.Nonce(t.Context())
 	wantCode(t, err, api.CodeNoManifest)
+}
+
+// slowDisk is a store whose commits wait once it is told to.
+type slowDisk struct {
+	store.Store
+	slow            atomic.Bool
+	waiting, finish chan struct{}
+}
+
+func (s *slowDisk) Commit(ctx context.Context, objects []store.Object, old, new []byte) error {
+	if s.slow.Load() {
+		s.waiting <- struct{}{}
+		<-s.finish
+	}
+	return s.Store.Commit(ctx, objects, old, new)
+}
+
+// A slow disk delays who sets a manifest, and nobody else: until it is kept, the manifest before is the active one.
+func TestPodsAreServedWhileASetWaitsForTheDisk(t *testing.T) {
+	disk := &slowDisk{
+		Store:   openStore(t, filepath.Join(t.TempDir(), "coordinator.db")),
+		waiting: make(chan struct{}), finish: make(chan struct{}),
+	}
+	f := start(t, func(c *coordinator.Config) { c.Store = disk })
+	owner := newKey(t, elliptic.P256())
+	f.mustSet(t, newManifest(t, ownedBy(t, 1, owner)), owner)
+	disk.slow.Store(true)
+	next := newManifest(t, ownedBy(t, 1, owner), func(m *manifest.Manifest) { delete(m.Policies, webPolicy) })
+	answered := make(chan error, 1)
+	go func() {
+		_, err := f.set(t, next, owner)
+		answered <- err
+	}()
+	<-disk.waiting
+	for range 3 {
+		f.certify(t, newPod(t, webPolicy))
+	}
+	select {
+	case err := <-answered:
+		t.Errorf("the set was answered before it was kept: %v", err)
+	default:
+	}
+	close(disk.finish)
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+	p := newPod(t, webPolicy)
+	_, err := f.Certificate(t.Context(), *p.request(t, f.freshNonce(t)))
+	wantCode(t, err, api.CodeEvidenceRejected)
 }
 
 // overtaken is a store that another writer got to first.

@@ -63,5 +63,9 @@ func Problems() map[api.Code]Problem {
 
 // States are all states.
 func States() []string {
-	return []string{string(stateFresh), string(stateActive), string(stateNeedsRecovery)}
+	var all []string
+	for _, s := range states {
+		all = append(all, string(s))
+	}
+	return all
 }

@@ -1,9 +1,9 @@
 package coordinator
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"mime"
 	"net/http"
@@ -39,7 +39,9 @@ func (c *Coordinator) routes() *router {
 	mux.Handle(api.PathManifest, route(c, maxManifestBody, c.setting, c.set))
 	mux.Handle(api.PathNonce, route(c, maxSmallBody, nil, c.nonce))
 	mux.Handle(api.PathCertificate, route(c, maxCertificateBody, nil, c.certificate))
+	mux.Handle(api.PathSuccessor, route(c, maxSmallBody, nil, c.successor))
 	mux.Handle(api.PathRecover, route(c, maxSmallBody, nil, c.takeShare))
+	mux.Handle(api.PathPeerState, route(c, maxCertificateBody, nil, c.giveState))
 	mux.Handle(api.PathHealth, get(http.HandlerFunc(c.health)))
 	mux.Handle(api.PathReady, get(http.HandlerFunc(c.ready)))
 	mux.Handle(api.PathMetrics, get(promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})))
@@ -128,14 +130,18 @@ func decode(w http.ResponseWriter, r *http.Request, maxBody int64, into any) err
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		return problem(api.CodeBadRequest).saying("the Content-Type is not application/json")
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if err != nil {
+	var body bytes.Buffer
+	// The length is the client's word: believed as far as a body that is mostly evidence goes.
+	if r.ContentLength > 0 {
+		body.Grow(int(min(r.ContentLength, maxBody, maxCertificateBody)) + bytes.MinRead)
+	}
+	if _, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
 		if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 			return problem(api.CodeTooLarge).saying("the request is larger than %d bytes", maxBody)
 		}
 		return problem(api.CodeBadRequest).saying("the request ended early").because(err)
 	}
-	if err := strictjson.Unmarshal(body, into); err != nil {
+	if err := strictjson.Unmarshal(body.Bytes(), into); err != nil {
 		refused := problem(api.CodeBadRequest).saying("the request is malformed").because(err)
 		if faults, ok := errors.AsType[strictjson.Faults](err); ok {
 			refused.faults = faults.Strings()
@@ -151,7 +157,9 @@ var refusedMessages = map[string]string{
 	api.PathManifest:    "manifest refused",
 	api.PathNonce:       "nonce refused",
 	api.PathCertificate: "certificate refused",
+	api.PathSuccessor:   "successor refused",
 	api.PathRecover:     "seed share refused",
+	api.PathPeerState:   "peer refused",
 }
 
 // logRefusal says what the client is not told. Rejected evidence is what operators look for first, so its parts are
@@ -165,16 +173,19 @@ func (c *Coordinator) logRefusal(r *http.Request, refused *refusal) {
 		slog.String("code", string(refused.code)),
 		slog.String("remote", r.RemoteAddr),
 	}
-	if rejected, ok := errors.AsType[*attestation.Rejected](refused.cause); ok {
-		attrs = append(attrs,
-			slog.String("field", rejected.Field), slog.String("want", rejected.Want), slog.String("got", rejected.Got))
-	} else {
-		attrs = append(attrs, slog.String("reason", refused.Error()))
-	}
+	attrs = append(attrs, reason(refused)...)
 	if judged, ok := errors.AsType[*judgedError](refused.cause); ok {
 		attrs = append(attrs, slog.String("claimedPolicyHash", judged.claimed))
 	}
 	c.log.LogAttrs(r.Context(), level, refusedMessages[r.URL.Path], attrs...)
+}
+
+// reason is why something was refused.
+func reason(err error) []slog.Attr {
+	if rejected, ok := errors.AsType[*attestation.Rejected](err); ok {
+		return []slog.Attr{slog.String("field", rejected.Field), slog.String("want", rejected.Want), slog.String("got", rejected.Got)}
+	}
+	return []slog.Attr{slog.String("reason", err.Error())}
 }
 
 // get admits GET and HEAD.
@@ -191,18 +202,23 @@ func get(h http.Handler) endpoint {
 
 // health says that the process answers.
 func (c *Coordinator) health(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusOK, "application/json", map[string]state{"state": c.state()})
+	health := api.Health{State: string(c.state())}
+	if s := c.split.Load(); s != nil {
+		health.Detail = s.reason
+	}
+	writeJSON(w, http.StatusOK, "application/json", health)
 }
 
 // ready says that requests make sense: also to a fresh Coordinator, whose first manifest comes by the way that
-// readiness opens, and not to one that needs recovery, or cannot write its audit log.
+// readiness opens, and not to one that needs recovery, or cannot write its audit log. One whose store contradicts it serves the
+// newest manifest that it knows, so it is ready, and says what is wrong.
 func (c *Coordinator) ready(w http.ResponseWriter, _ *http.Request) {
 	if err := c.audit.Status().Err; err != nil {
 		problem(api.CodeUnavailable).saying(auditUnwritable).write(w)
 		return
 	}
-	if c.recovering.Load() != nil {
-		problem(api.CodeNeedsRecovery).write(w)
+	if r := c.recovering.Load(); r != nil {
+		problem(r.code()).write(w)
 		return
 	}
 	c.health(w, nil)

@@ -22,6 +22,7 @@ type metrics struct {
 	rejected    *prometheus.CounterVec
 	unavailable *prometheus.CounterVec
 	gateWait    *prometheus.HistogramVec
+	peers       *prometheus.CounterVec
 }
 
 // From what a warm cache answers in to the time that a request may take.
@@ -46,13 +47,15 @@ func newMetrics(c *Coordinator) *metrics {
 		gateWait: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "portcullis_gate_wait_seconds", Help: "How long requests waited at a gate before they were let in.", Buckets: seconds,
 		}, []string{"gate"}),
+		peers: counters("peers_asked_total",
+			"Other replicas that were asked for their state, by outcome: ok, or why nothing was taken.", "outcome"),
 	}
 	for _, p := range []attestation.Platform{attestation.SNP, attestation.TDX, attestation.Simulated} {
 		m.issued.WithLabelValues(string(p))
 		m.unavailable.WithLabelValues(vendor(p))
 	}
 	m.requests.WithLabelValues(api.PathCertificate, string(api.CodeEvidenceRejected)) // what alerts ask for is there from the start
-	m.registry.MustRegister(m.requests, m.issued, m.issueTime, m.rejected, m.unavailable, m.gateWait,
+	m.registry.MustRegister(m.requests, m.issued, m.issueTime, m.rejected, m.unavailable, m.gateWait, m.peers,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.watchGate("evidence", c.judging)
 	m.watchGate("own-evidence", c.attesting)
@@ -91,7 +94,7 @@ func (m *metrics) watchState(c *Coordinator) {
 	}
 	m.gauge("build_info", "1, with the version.", prometheus.Labels{"version": portcullis.Version, "go": runtime.Version()},
 		func() float64 { return 1 })
-	for _, s := range []state{stateFresh, stateActive, stateNeedsRecovery} {
+	for _, s := range states {
 		m.gauge("state", "The Coordinator's state: 1 for the one that it is in.", prometheus.Labels{"state": string(s)},
 			func() float64 { return flag(c.state() == s) })
 	}
@@ -119,6 +122,13 @@ func (m *metrics) watchState(c *Coordinator) {
 	}
 	m.gauge("generation", "Manifests set so far; 0 before the first.", nil,
 		active(func(g *generation) float64 { return float64(len(g.history)) }))
+	m.gauge("overlap_until_seconds", "Until when pods of the manifest before and of this one accept each other, in seconds "+
+		"since 1970; 0 where they do not.", nil, active(func(g *generation) float64 {
+		if g.mesh.Before == nil {
+			return 0
+		}
+		return float64(g.mesh.Before.Until().Unix())
+	}))
 	for name, ca := range map[string]func(g *generation) *x509.Certificate{
 		"root":         func(g *generation) *x509.Certificate { return g.root },
 		"intermediate": func(g *generation) *x509.Certificate { return g.mesh.Intermediate },

@@ -674,7 +674,10 @@ func TestDamagedHistoryIsNamedAtTheStart(t *testing.T) {
 		"signatures not JSON": {object: store.Object{Name: name(store.Signatures, transition), Data: []byte("x")}, want: "signatures/"},
 		"shares not JSON":     {object: store.Object{Name: name(store.Shares, transition), Data: []byte("x")}, want: "shares/"},
 		"latest not JSON":     {latest: []byte("x"), want: "read latest"},
-		"latest short":        {latest: []byte(`{"transitionHash":"AAAA","signature":""}`), want: "3 bytes, want 32"},
+		"latest short":        {latest: []byte(`{"transitionHash":"AAAA","meshCa":"","sequence":1,"signature":""}`), want: "3 bytes, want 32"},
+		"latest no mesh CA":   {latest: alteredLatest(t, latest, func(l map[string]any) { l["meshCa"] = "AAAA" }), want: "a mesh CA hash of 3 bytes"},
+		"latest uncounted":    {latest: alteredLatest(t, latest, func(l map[string]any) { l["sequence"] = 0 }), want: "the sequence is 0"},
+		"latest of version 1": {latest: alteredLatest(t, latest, func(l map[string]any) { delete(l, "meshCa"); delete(l, "sequence") }), want: "a mesh CA hash of 0 bytes"},
 		"latest of nothing":   {latest: latestOf(t, [32]byte{}), want: "names no transition"},
 		"latest unknown":      {latest: latestOf(t, [32]byte{1}), want: "not found in the store"},
 	} {
@@ -708,7 +711,24 @@ func TestDamagedHistoryIsNamedAtTheStart(t *testing.T) {
 
 func latestOf(t *testing.T, hash [32]byte) []byte {
 	t.Helper()
-	text, err := json.Marshal(map[string][]byte{"transitionHash": hash[:], "signature": {1}})
+	text, err := json.Marshal(map[string]any{
+		"transitionHash": hash[:], "meshCa": make([]byte, 32), "sequence": 1, "signature": []byte{1},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// alteredLatest is latest with its fields altered, not signed anew.
+func alteredLatest(t *testing.T, latest []byte, alter func(map[string]any)) []byte {
+	t.Helper()
+	var fields map[string]any
+	if err := json.Unmarshal(latest, &fields); err != nil {
+		t.Fatal(err)
+	}
+	alter(fields)
+	text, err := json.Marshal(fields)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,10 +23,12 @@ import (
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/simulated"
+	"portcullis.dev/portcullis/deploy"
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
+	"portcullis.dev/portcullis/tests/cluster"
 	"portcullis.dev/portcullis/tests/netlab"
 	"portcullis.dev/portcullis/tests/simtee"
 )
@@ -40,27 +43,77 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) != "coordinator" { // testscript runs this binary as the command, too
 		netlab.Enter()
 	}
-	testscript.Main(m, map[string]func(){"coordinator": main})
+	testscript.Main(suite{m}, map[string]func(){"coordinator": main})
 }
 
-func TestScripts(t *testing.T) {
+// suite stops the test cluster after the tests, where one was started.
+type suite struct{ m *testing.M }
+
+func (s suite) Run() int { return cluster.Run(s.m) }
+
+func TestScripts(t *testing.T) { runScripts(t, "testdata/script", nil) }
+
+// The Coordinator is what it is in a pod of the StatefulSet: it finds the API server by the service account that is mounted into the
+// pod, and may do what the printed Role allows.
+func TestScriptsInACluster(t *testing.T) {
+	c := cluster.Shared(t)
+	runScripts(t, "testdata/cluster", func(env *testscript.Env) error {
+		for name, value := range deployed(t, c) {
+			env.Setenv(name, value)
+		}
+		env.Setenv("ADMIN", c.Kubeconfig())
+		return nil
+	})
+}
+
+// deployed applies the printed YAML in a namespace of its own, mounts the service account, and returns the environment of a pod.
+func deployed(t *testing.T, c *cluster.Cluster) map[string]string {
+	t.Helper()
+	namespace := c.Namespace(t)
+	var yaml strings.Builder
+	err := deploy.Coordinator{
+		Namespace: namespace, Image: "coordinator", RuntimeClass: "kata-qemu-snp", Replicas: 3, Store: deploy.StoreKubernetes,
+	}.Write(&yaml)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.MustKubectl(t, yaml.String(), "apply", "-f", "-")
+	account := c.ServiceAccount(t, namespace, "coordinator")
+	ca, err := os.ReadFile(account.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := url.Parse(account.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mounted = "/var/run/secrets/kubernetes.io/serviceaccount" // netlab gives the test a /run of its own
+	if err := errors.Join(
+		os.MkdirAll(mounted, 0o700),
+		os.WriteFile(mounted+"/token", []byte(account.BearerToken), 0o600),
+		os.WriteFile(mounted+"/ca.crt", ca, 0o600),
+		os.WriteFile(mounted+"/namespace", []byte(namespace), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	return map[string]string{
+		"KUBERNETES_SERVICE_HOST": server.Hostname(), "KUBERNETES_SERVICE_PORT": server.Port(), "NAMESPACE": namespace,
+	}
+}
+
+// serveWorld is the guest's TEE, as the Coordinator's pod has it, while the test runs.
+func serveWorld(t *testing.T) *simtee.World {
+	t.Helper()
 	world, err := simtee.New(simtee.PublishedKeys())
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := evidence.Listen(evidence.Socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- evidence.Serve(ctx, listener, world.Machine(measurement, policy)) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-served; err != nil && !errors.Is(err, context.Canceled) {
-			t.Errorf("serve evidence: %v", err)
-		}
-	})
+	serveEvidence(t, world.Machine(measurement, policy))
+	return world
+}
+
+func runScripts(t *testing.T, dir string, prepare func(*testscript.Env) error) {
+	world := serveWorld(t)
 	key, err := pki.NewSeedshareKey()
 	if err != nil {
 		t.Fatal(err)
@@ -80,8 +133,13 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
+		Dir: dir,
 		Setup: func(env *testscript.Env) error {
+			if prepare != nil {
+				if err := prepare(env); err != nil {
+					return err
+				}
+			}
 			return os.WriteFile(filepath.Join(env.WorkDir, "manifest.json"), text, 0o644)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -97,6 +155,24 @@ func TestScripts(t *testing.T) {
 			},
 		},
 		RequireExplicitExec: true,
+	})
+}
+
+// serveEvidence is the podVM's own service, until the test ends.
+func serveEvidence(t *testing.T, machine attestation.Issuer) {
+	t.Helper()
+	listener, err := evidence.Listen(evidence.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- evidence.Serve(ctx, listener, machine) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("serve evidence: %v", err)
+		}
 	})
 }
 

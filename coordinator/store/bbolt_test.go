@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"go.etcd.io/bbolt"
+
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/coordinator/store/storetest"
 )
@@ -28,14 +30,37 @@ func TestMain(m *testing.M) {
 }
 
 func TestBoltIsAStore(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) (store.Store, func() store.Store) {
+	storetest.Run(t, func(t *testing.T) storetest.Subject {
 		path := filepath.Join(t.TempDir(), "new", "coordinator.db")
 		s := open(t, path)
-		return s, func() store.Store {
+		reopen := func() store.Store {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			return open(t, path)
+			s = open(t, path)
+			return s
+		}
+		damage := func(bucket, key string, value []byte) {
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			db, err := bbolt.Open(path, 0o600, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = db.Update(func(tx *bbolt.Tx) error { return tx.Bucket([]byte(bucket)).Put([]byte(key), value) })
+			if err := errors.Join(err, db.Close()); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, path)
+		}
+		return storetest.Subject{
+			Store:  func() store.Store { return s },
+			Reopen: reopen,
+			ChangeObject: func(name store.Name, data []byte) {
+				damage("objects", name.String(), data)
+			},
+			ChangeLatest: func(value []byte) { damage("latest", "latest", value) },
 		}
 	})
 }
@@ -61,6 +86,67 @@ func TestOpenBoltRefusesAForeignFile(t *testing.T) {
 		s.Close()
 		t.Error("OpenBolt took a text file for a store")
 	}
+}
+
+// bbolt believes what it maps. Whatever the host makes of the file, opening it or reading from it is an error and not the end
+// of the process; or else the file is as good as it was.
+func TestADamagedFileIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "coordinator.db")
+	s := open(t, path)
+	o, big := objectOf(1), store.Object{Name: objectOf(2).Name, Data: bytes.Repeat([]byte("x"), 20_000)}
+	if err := s.Commit(t.Context(), []store.Object{o, big}, nil, []byte("one")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tried, refused := 0, 0
+	try := func(what string, damaged []byte) {
+		t.Helper()
+		tried++
+		path := filepath.Join(t.TempDir(), "damaged.db")
+		if err := os.WriteFile(path, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := store.OpenBolt(path)
+		if err != nil {
+			refused++
+			return
+		}
+		defer s.Close()
+		_, err = s.Latest(t.Context())
+		for _, o := range []store.Object{o, big} {
+			got, readErr := s.Object(t.Context(), o.Name)
+			if readErr == nil && !bytes.Equal(got, o.Data) {
+				t.Logf("%s: another object is read; whoever reads it compares its hash", what)
+			}
+			err = errors.Join(err, readErr)
+		}
+		if err != nil {
+			refused++
+		}
+	}
+	page := os.Getpagesize()
+	for at := 0; at < len(whole); at += page {
+		if at > 0 { // an empty file is a new store
+			try("truncated", whole[:at])
+		}
+		damaged := bytes.Clone(whole)
+		copy(damaged[at:], make([]byte, page))
+		try("zeroed", damaged)
+		for i := at; i < at+page; i += 8 {
+			damaged[i] ^= 0xff
+		}
+		try("garbage", damaged)
+	}
+	if refused < 10 {
+		t.Errorf("%d of %d damaged files were refused", refused, tried)
+	}
+	t.Logf("%d of %d damaged files were refused", refused, tried)
 }
 
 // A committer announces n on its standard output after Commit(n) returned. It is killed at a random point. Then latest
@@ -155,7 +241,7 @@ func commitForEver(path string) error {
 
 func objectOf(n int) store.Object {
 	return store.Object{
-		Name: store.Name{Kind: store.Transition, Hash: [32]byte{byte(n), byte(n >> 8), byte(n >> 16)}},
+		Name: store.Name{Kind: store.Signatures, Hash: [32]byte{byte(n), byte(n >> 8), byte(n >> 16)}},
 		Data: strconv.AppendInt(nil, int64(n), 10),
 	}
 }

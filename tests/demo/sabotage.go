@@ -16,6 +16,7 @@ type sabotage struct {
 
 // sabotages covers every check of the table: a check that nothing can fail says nothing.
 var sabotages = []sabotage{
+	{"report", "the data owner is given YAML that was never injected", []string{"report.html shows the shop's pods by their policies"}},
 	{"early-gate", "root in the guest removes the guard before the mesh starts", []string{
 		"billing runs, its mesh proxy was never started",
 	}},

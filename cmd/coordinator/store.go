@@ -1,0 +1,43 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+
+	"portcullis.dev/portcullis/coordinator/store"
+	"portcullis.dev/portcullis/coordinator/store/kubernetes"
+)
+
+const (
+	storeBolt       = "bbolt"
+	storeKubernetes = "kubernetes"
+)
+
+// checkStore refuses a store that is not known, and what another store is told.
+func checkStore(name string, flags *flag.FlagSet) error {
+	other, ok := map[string]string{storeBolt: "namespace", storeKubernetes: "db"}[name]
+	if !ok {
+		return fmt.Errorf("--store %q: want %s or %s", name, storeBolt, storeKubernetes)
+	}
+	var err error
+	flags.Visit(func(f *flag.Flag) {
+		if f.Name == other {
+			err = fmt.Errorf("--%s is not for --store %s", other, name)
+		}
+	})
+	return err
+}
+
+func openStore(o options) (store.Store, error) {
+	if o.store == storeBolt {
+		return store.OpenBolt(o.db)
+	}
+	config, namespace, err := kubernetes.Config()
+	if err != nil {
+		return nil, err
+	}
+	if o.namespace != "" {
+		namespace = o.namespace
+	}
+	return kubernetes.Open(config, namespace)
+}
