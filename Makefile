@@ -30,7 +30,8 @@ demo-broken: demo-packages envoy build ## break each thing that the demo checks,
 
 .PHONY: test
 test: test-packages envoy build lint ## all checks and tests
-	CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
+	@echo "make test: what needs a real API server is left to make test-cluster" >&2
+	PORTCULLIS_CLUSTER=off CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
 	GOFLAGS= go -C tools/prometheus test -count=1 ./... # of docs/, which Go's cache of tests does not look at
 	GOFLAGS= go -C tools/openapi test -count=1 ./...
 
@@ -119,7 +120,7 @@ sslyze: ## fetch the pinned sslyze into the cache; with it `make test` compares 
 demo-packages:
 	@tools/packages.sh nftables netbase iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
 test-packages: demo-packages
-	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd chromium
+	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd chromium bash-completion groff-base patch
 matrix-packages:
 	@tools/packages.sh iptables
 

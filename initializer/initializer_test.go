@@ -41,9 +41,9 @@ type authority struct {
 	answer   api.CertificateResponse // CAs and transition, to start from
 	validity time.Duration
 	secretID string
-	secrets  secrettest.Set // all that is made here; no pod's log has any of it
 	// successors says whether the manifests that are set from now on allow the next one.
 	successors bool
+	secrets    secrettest.Set // all that is made here; no pod's log has any of it
 
 	mu       sync.Mutex
 	errs     []error // given to the first requests

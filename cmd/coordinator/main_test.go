@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
@@ -61,12 +62,38 @@ func TestScriptsInACluster(t *testing.T) {
 		for name, value := range deployed(t, c) {
 			env.Setenv(name, value)
 		}
+		peersAt(t, "127.0.0.1", "127.0.0.2", "127.0.0.3")
 		env.Setenv("ADMIN", c.Kubeconfig())
 		return nil
 	})
 }
 
-// deployed applies the printed YAML in a namespace of its own, mounts the service account, and returns the environment of a pod.
+// peersName is what replicas know each other by, a headless Service.
+const peersName = "coordinator-peers"
+
+// peersAt has the name lead to addresses of the loopback, in the test's mount namespace.
+func peersAt(t *testing.T, addresses ...string) {
+	t.Helper()
+	text := "127.0.0.1 localhost\n"
+	for _, address := range addresses {
+		text += address + " " + peersName + "\n"
+	}
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(hosts, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(hosts, "/etc/hosts", "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("put the headless Service's addresses into /etc/hosts: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount("/etc/hosts", unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// deployed applies the printed YAML in a namespace of its own, mounts the service account, and returns the environment of a pod,
+// and the arguments in the YAML as STORE and PEERS.
 func deployed(t *testing.T, c *cluster.Cluster) map[string]string {
 	t.Helper()
 	namespace := c.Namespace(t)
@@ -96,7 +123,13 @@ func deployed(t *testing.T, c *cluster.Cluster) map[string]string {
 	); err != nil {
 		t.Fatal(err)
 	}
+	argument := func(name string) string {
+		_, value, _ := strings.Cut(yaml.String(), "- --"+name+"=")
+		value, _, _ = strings.Cut(value, "\n")
+		return "--" + name + "=" + value
+	}
 	return map[string]string{
+		"STORE": argument("store"), "PEERS": argument("peers"),
 		"KUBERNETES_SERVICE_HOST": server.Hostname(), "KUBERNETES_SERVICE_PORT": server.Port(), "NAMESPACE": namespace,
 	}
 }

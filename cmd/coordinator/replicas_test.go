@@ -10,11 +10,9 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -51,29 +49,14 @@ type mesh struct {
 	seedshare *pki.SeedshareKey
 }
 
-const peersName = "coordinator-peers"
-
 func newMesh(t *testing.T, c *cluster.Cluster) *mesh {
 	t.Helper()
-	// Addresses of the loopback, in place of a resolver's answer.
-	hosts := filepath.Join(t.TempDir(), "hosts")
-	text := "127.0.0.1 localhost\n"
-	m := &mesh{world: serveWorld(t), replicas: make([]*replica, 3), env: os.Environ()}
-	for _, ip := range []string{"127.0.1.1", "127.0.1.2", "127.0.1.3"} {
-		text += ip + " " + peersName + "\n"
+	ips := []string{"127.0.1.1", "127.0.1.2", "127.0.1.3"}
+	peersAt(t, ips...)
+	m := &mesh{world: serveWorld(t), replicas: make([]*replica, len(ips)), env: os.Environ()}
+	for _, ip := range ips {
 		m.addresses = append(m.addresses, ip+":1313")
 	}
-	if err := os.WriteFile(hosts, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := syscall.Mount(hosts, "/etc/hosts", "", syscall.MS_BIND, ""); err != nil { // in the mount namespace of the test alone
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount("/etc/hosts", 0); err != nil {
-			t.Error(err)
-		}
-	})
 	for name, value := range deployed(t, c) {
 		m.env = append(m.env, name+"="+value)
 	}
