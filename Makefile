@@ -30,8 +30,14 @@ demo-broken: demo-packages envoy build ## break each thing that the demo checks,
 
 .PHONY: test
 test: test-packages envoy build lint ## all checks and tests
-	CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
+	@echo "make test: what needs a real API server is left to make test-cluster" >&2
+	PORTCULLIS_CLUSTER=off CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
 	GOFLAGS= go -C tools/prometheus test -count=1 ./... # of docs/, which Go's cache of tests does not look at
+	GOFLAGS= go -C tools/openapi test -count=1 ./...
+
+.PHONY: test-cluster
+test-cluster: test-packages vendor/modules.txt ## what is asked of Kubernetes, against a real kube-apiserver and etcd; the first time builds them, some 8 minutes
+	@tools/test-cluster.sh $(CACHE)
 
 .PHONY: matrix
 matrix: test-packages matrix-packages envoy build ## the gate against hostile networks, hosts and rules, row by row; MUTATE=1 weakens the guard and wants each weakness noticed
@@ -44,6 +50,7 @@ soak: test-packages matrix-packages envoy build ## what takes long: a storm agai
 		-run '^(TestRotationUnderLoad|TestManyIdleConnections|TestLargeTransferBothWays|TestChaos|TestEnvoyAcceptsRandomConfigurations)$$'
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 120m -v ./attestation/... \
 		-run '^TestNoMutatedEvidenceIsAccepted$$'
+	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 30m -v ./manifest -run '^TestChainsOfRandomManifestsVerifyEverywhere$$'
 
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=mod go test -count 1 -timeout 60m -v ./cmd/coordinator -run '^TestKilledAtRandom$$'
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=mod go test -count 1 -timeout 60m -v ./coordinator -run '^TestMemoryIsFlatOverManyCertificates$$'
@@ -113,7 +120,7 @@ sslyze: ## fetch the pinned sslyze into the cache; with it `make test` compares 
 demo-packages:
 	@tools/packages.sh nftables netbase iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
 test-packages: demo-packages
-	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd
+	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd chromium
 matrix-packages:
 	@tools/packages.sh iptables
 

@@ -134,6 +134,20 @@ func (c *Client) Certificate(ctx context.Context, req CertificateRequest) (*Cert
 	return post[CertificateResponse](ctx, c, PathCertificate, req, maxAnswer)
 }
 
+// PeerState asks another replica for what it has; verify with PeerResponse.ReportData, then Open.
+func (c *Client) PeerState(ctx context.Context, req PeerRequest) (*PeerResponse, error) {
+	return post[PeerResponse](ctx, c, PathPeerState, req, maxAnswer)
+}
+
+// Successor asks for the cross-certificate of what came after the mesh CA with that SHA-256; nil is nothing yet.
+func (c *Client) Successor(ctx context.Context, meshCA [32]byte) ([]byte, error) {
+	resp, err := post[SuccessorResponse](ctx, c, PathSuccessor, SuccessorRequest{MeshCA: meshCA[:]}, maxAnswer)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Successor, nil
+}
+
 // Error is a Coordinator's refusal, or any other answer that is not 200.
 type Error struct {
 	Problem
@@ -161,7 +175,7 @@ func (e *Error) Error() string {
 // Temporary says whether the same request may succeed later.
 func (e *Error) Temporary() bool {
 	switch e.Code {
-	case CodeBusy, CodeNoManifest, CodeNeedsRecovery, CodeUnavailable, CodeInternal, CodeBadNonce:
+	case CodeBusy, CodeNoManifest, CodeNeedsRecovery, CodeNeedsPeer, CodeSplitHistory, CodeUnavailable, CodeInternal, CodeBadNonce:
 		return true
 	case "": // a proxy on the way
 		return e.Status == http.StatusTooManyRequests || e.Status >= 500
@@ -175,7 +189,7 @@ func (e *Error) ExitCode() int {
 	switch e.Code {
 	case CodeBadRequest, CodeBadManifest, CodeTooLarge:
 		return 2
-	case CodeBadSignature, CodeEvidenceRejected, CodeConflict, CodeGenerationChanged, CodeSharesDiscarded:
+	case CodeBadSignature, CodeEvidenceRejected, CodeConflict, CodeGenerationChanged, CodeSharesDiscarded, CodeSplitHistory:
 		return 3
 	default:
 		return 1
@@ -199,6 +213,10 @@ func (e *Error) Hint() string {
 		return "set a manifest first: portcullis set"
 	case CodeNeedsRecovery:
 		return "the Coordinator was restarted and its seed is not in its memory: its seed-share owners run portcullis recover"
+	case CodeNeedsPeer:
+		return "another replica has what this one waits for: try again; where none is left, seed-share owners run portcullis recover"
+	case CodeSplitHistory:
+		return "the Coordinator's store was rolled back, or holds another history: its log and /readyz say how"
 	case CodeNoRecovery:
 		return "whether it is the right one, portcullis verify says"
 	case CodeShareRepeated:

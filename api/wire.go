@@ -20,7 +20,9 @@ const (
 	PathManifest    = "/v1/manifest"
 	PathNonce       = "/v1/mesh/nonce"
 	PathCertificate = "/v1/mesh/certificate"
+	PathSuccessor   = "/v1/mesh/successor"
 	PathRecover     = "/v1/recover"
+	PathPeerState   = "/v1/peer/state"
 	PathHealth      = "/healthz"
 	PathReady       = "/readyz"
 	PathMetrics     = "/metrics"
@@ -37,6 +39,10 @@ const (
 	LabelNeedsRecovery = "portcullis needs recovery v1"
 	LabelShare         = "portcullis seed share v1"
 	LabelRecover       = "portcullis recover v1"
+
+	LabelPeer       = "portcullis peer v1"
+	LabelPeerAnswer = "portcullis peer answer v1"
+	LabelPeerState  = "portcullis peer state v1"
 )
 
 // NonceSize is the length of the nonce in an AttestRequest.
@@ -181,6 +187,9 @@ type CertificateResponse struct {
 	Chain  [][]byte `json:"chain"`
 	MeshCA []byte   `json:"meshCa"`
 	RootCA []byte   `json:"rootCa"`
+	// Predecessor is the mesh CA of the manifest before, while the two overlap. The leaf names its SHA-256, and until when it
+	// is accepted, in pki.PredecessorExtension: so all that covers the leaf covers this.
+	Predecessor []byte `json:"predecessor,omitempty"`
 	// TransitionHash names the manifest that the certificate was issued under.
 	TransitionHash []byte `json:"transitionHash"`
 	// WorkloadSecret is sealed to HPKEKey: encapsulated key || ciphertext, info LabelSecret,
@@ -188,6 +197,28 @@ type CertificateResponse struct {
 	WorkloadSecret []byte `json:"workloadSecret,omitempty"`
 	// Evidence is over NewReportData(LabelAnswer, nonce, SPKI, leaf, intermediate, mesh CA, root CA, transition hash).
 	Evidence *attestation.Evidence `json:"evidence,omitempty"`
+}
+
+// Health is the body of /healthz, and of /readyz where it is 200.
+type Health struct {
+	// State is no-manifest, active, needs-recovery, needs-peer or split-history.
+	State string `json:"state"`
+	// Detail says of a split history what it is that the store contradicts.
+	Detail string `json:"detail,omitempty"`
+}
+
+// SuccessorRequest asks what has come after a mesh CA. It is for pods that cannot renew any more, and proves nothing: what is
+// answered is public.
+type SuccessorRequest struct {
+	// MeshCA is the SHA-256 of the mesh CA that the requester holds.
+	MeshCA []byte `json:"meshCa"`
+}
+
+// SuccessorResponse is empty while nothing has come after it that its manifest let come, or where that is over.
+type SuccessorResponse struct {
+	// Successor is the cross-certificate: the next mesh CA's name and key, signed by the one that was asked about, which protects
+	// it (pki.VerifySuccessor).
+	Successor []byte `json:"successor,omitempty"`
 }
 
 // Problem is the body of every error (RFC 9457, application/problem+json).
@@ -224,6 +255,8 @@ const (
 	CodeSharesDiscarded   Code = "shares-discarded"   // 403: the shares together are not the seed of this history
 	CodeNoManifest        Code = "no-manifest"        // 503: nothing was set yet
 	CodeNeedsRecovery     Code = "needs-recovery"     // 503: restarted, the seed is not here
+	CodeNeedsPeer         Code = "needs-peer"         // 503: another replica went on without this one
+	CodeSplitHistory      Code = "split-history"      // 503: the store was rolled back, or is another history's
 	CodeUnavailable       Code = "unavailable"        // 503: evidence could not be judged now
 	CodeInternal          Code = "internal"           // 500
 )

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/collateral"
 	"portcullis.dev/portcullis/manifest"
@@ -48,6 +49,10 @@ func judged(err error) error {
 	if _, ok := errors.AsType[*attestation.Unavailable](err); ok {
 		return &problem{err, exitFailed, "this is not a no: try again when the vendor can be reached, " +
 			"or give a --collateral-dir that was filled where it can (coordinator collateral)"}
+	}
+	if refused, ok := errors.AsType[*api.VerifyError](err); ok && refused.Check == api.CheckOwners {
+		return &problem{err, refused.ExitCode(), "who began a history may know the seed of its root CA and workload secrets: where you know " +
+			"and trust these owners, --former-owners DIGEST says so"}
 	}
 	return err
 }

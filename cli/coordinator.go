@@ -30,6 +30,7 @@ const environmentCoordinator = "PORTCULLIS_COORDINATOR"
 type coordinatorFlags struct {
 	coordinator string
 	manifest    string
+	former      []string
 	timeout     time.Duration
 	collateral  collateralFlags
 }
@@ -38,6 +39,8 @@ func (f *coordinatorFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.coordinator, "coordinator", "c", os.Getenv(environmentCoordinator),
 		fmt.Sprintf("HOST[:PORT] of the Coordinator, port %d by default; also %s", api.Port, environmentCoordinator))
 	cmd.Flags().StringVar(&f.manifest, "manifest", defaultManifest, "manifest that the Coordinator is to enforce")
+	cmd.Flags().StringArrayVar(&f.former, "former-owners", nil,
+		"digest of other WorkloadOwnerKeys that earlier manifests may have, as the refusal of such a history prints it; repeatable")
 	cmd.Flags().DurationVar(&f.timeout, "timeout", time.Minute, "how long everything may take")
 	f.collateral.register(cmd)
 }
@@ -47,6 +50,7 @@ type session struct {
 	client     *api.Client
 	manifest   *manifest.Manifest
 	validation manifest.ValidatorOptions
+	former     api.FormerOwners
 	close      func()
 }
 
@@ -62,11 +66,17 @@ func (f *coordinatorFlags) open(cmd *cobra.Command) (*session, error) {
 	if err != nil {
 		return nil, usageOf(cmd, err)
 	}
+	former := make(api.FormerOwners, len(f.former))
+	for i, digest := range f.former {
+		if err := former[i].UnmarshalText([]byte(digest)); err != nil {
+			return nil, usageOf(cmd, fmt.Errorf("--former-owners: %w", err))
+		}
+	}
 	validation, done, err := f.collateral.open(m)
 	if err != nil {
 		return nil, err
 	}
-	return &session{client, m, validation, done}, nil
+	return &session{client, m, validation, former, done}, nil
 }
 
 func readManifest(path string) (*manifest.Manifest, error) {
@@ -86,7 +96,7 @@ func readManifest(path string) (*manifest.Manifest, error) {
 
 // verification is one of package api's, of a Coordinator.
 type verification func(
-	context.Context, *api.AttestResponse, []byte, *manifest.Manifest, manifest.ValidatorOptions,
+	api.FormerOwners, context.Context, *api.AttestResponse, []byte, *manifest.Manifest, manifest.ValidatorOptions,
 ) (*api.Verified, error)
 
 // attest asks the Coordinator who it is, with a fresh nonce, and judges the answer.
@@ -104,7 +114,7 @@ func (s *session) ask(
 	if err != nil {
 		return nil, nil, reachable(err)
 	}
-	verified, err := judge(ctx, answer, nonce, s.manifest, s.validation)
+	verified, err := judge(s.former, ctx, answer, nonce, s.manifest, s.validation)
 	return verified, answer, judged(err)
 }
 
@@ -167,6 +177,15 @@ Coordinator was restarted. Nobody but the owner can read a share; keep copies.`,
 			if _, err := fmt.Fprintf(out, "%s %s %s, transition %x\n", s.client, what, f.manifest, v.TransitionHash); err != nil {
 				return err
 			}
+			if n := len(v.History); n > 1 && !already {
+				if d := v.History[n-2].Manifest.Overlap(); d > 0 {
+					_, err := fmt.Fprintf(out, "pods of the manifest before and of this one accept each other for %v; "+
+						"running pods hear of it within 2 minutes: roll out after that\n", d)
+					if err != nil {
+						return err
+					}
+				}
+			}
 			if len(shares) > 0 && len(v.History) == 1 {
 				_, err = fmt.Fprintf(out, "wrote %s: hand each sealed share of the seed to its owner; it takes %d to "+
 					"recover a restarted Coordinator (portcullis recover)\n", strings.Join(shares, ", "), s.manifest.SeedshareThreshold)
@@ -186,7 +205,7 @@ func (s *session) set(
 	ctx context.Context, cmd *cobra.Command, keys, signatures []string, keyDirectory string,
 ) (v *api.Verified, already bool, err error) {
 	progress(cmd, "checking the evidence of %s ...", s.client)
-	before, _, err := s.attest(ctx, api.VerifyBeforeSet)
+	before, _, err := s.attest(ctx, api.FormerOwners.VerifyBeforeSet)
 	if err != nil {
 		return nil, false, err
 	}
@@ -209,7 +228,7 @@ func (s *session) set(
 		return nil, false, reachable(err)
 	}
 	progress(cmd, "checking the evidence again ...")
-	after, _, err := s.attest(ctx, api.VerifyCoordinator)
+	after, _, err := s.attest(ctx, api.FormerOwners.VerifyCoordinator)
 	if err != nil {
 		return nil, false, fmt.Errorf("the manifest was sent, but: %w", err)
 	}
@@ -401,7 +420,7 @@ func (f *coordinatorFlags) previous(ctx context.Context, cmd *cobra.Command, tex
 			return hash, err
 		}
 		defer s.close()
-		v, _, err := s.attest(ctx, api.VerifyBeforeSet)
+		v, _, err := s.attest(ctx, api.FormerOwners.VerifyBeforeSet)
 		if err != nil {
 			return hash, err
 		}

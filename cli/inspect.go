@@ -16,9 +16,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
-	"portcullis.dev/portcullis/attestation/snp"
-	"portcullis.dev/portcullis/attestation/tdx"
 	"portcullis.dev/portcullis/manifest"
 )
 
@@ -56,7 +55,7 @@ is taken for a simulated one where the manifest trusts such.`,
 			if i.evidence, err = readEvidence(cmd, args[0], i.manifest); err != nil {
 				return err
 			}
-			if i.Fields, err = decodeEvidence(i.evidence); err != nil {
+			if i.Fields, err = api.DecodeEvidence(i.evidence); err != nil {
 				return malformed("see portcullis inspect-evidence --help", "%s: %w", args[0], err)
 			}
 			if reportData == "" {
@@ -198,24 +197,6 @@ func parseEvidence(raw []byte, m *manifest.Manifest) (attestation.Evidence, erro
 	}
 }
 
-// decodeEvidence takes evidence apart. The parsers of certificates are a library's, and the bytes anybody's.
-func decodeEvidence(e attestation.Evidence) (fields []attestation.Field, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			fields, err = nil, fmt.Errorf("it cannot be read: a panic: %v", p)
-		}
-	}()
-	switch e.Platform {
-	case attestation.SNP, attestation.Simulated:
-		return snp.Decode(e)
-	case attestation.TDX:
-		return tdx.Decode(e)
-	default:
-		return nil, fmt.Errorf("evidence of platform %q is unknown, want %s, %s or %s",
-			e.Platform, attestation.SNP, attestation.TDX, attestation.Simulated)
-	}
-}
-
 // ownReportData is what the evidence itself is over, so that everything else can be judged. It is invalid where that is all
 // zero, and then refused.
 func (i *inspection) ownReportData() attestation.ReportData {
@@ -234,11 +215,8 @@ func (i *inspection) judge(ctx context.Context, o manifest.ValidatorOptions) err
 	if err != nil {
 		return err
 	}
-	list := map[attestation.Platform]string{
-		attestation.SNP: "SNP", attestation.TDX: "TDX", attestation.Simulated: "Simulated",
-	}[i.evidence.Platform]
 	for n, fields := range v.Inspect(ctx, i.evidence, i.data) {
-		c := comparison{Path: fmt.Sprintf("ReferenceValues.%s[%d]", list, n)}
+		c := comparison{Path: api.ReferencePath(i.evidence.Platform, n)}
 		for _, f := range fields {
 			line := compared{Field: f.Field, OK: f.Wrong == nil}
 			switch {

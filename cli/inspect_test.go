@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/snp"
 	"portcullis.dev/portcullis/attestation/tdx"
@@ -125,7 +126,7 @@ func FuzzEvidenceOfAnyForm(f *testing.F) {
 		if err != nil {
 			return
 		}
-		fields, err := decodeEvidence(e)
+		fields, err := api.DecodeEvidence(e)
 		if err != nil {
 			return
 		}

@@ -135,7 +135,7 @@ func (s *session) recover(
 	ctx context.Context, cmd *cobra.Command, shares []shareFile, owners map[string]*pki.SeedshareKey, asJSON bool,
 ) error {
 	progress(cmd, "checking the evidence of %s ...", s.client)
-	v, _, err := s.ask(ctx, s.client.AttestRecovery, api.VerifyRecovery)
+	v, _, err := s.ask(ctx, s.client.AttestRecovery, api.FormerOwners.VerifyRecovery)
 	if err != nil {
 		return err
 	}
@@ -206,7 +206,7 @@ func (s *session) giveShare(
 // recheck makes sure that what was recovered is the Coordinator of before.
 func (s *session) recheck(ctx context.Context, cmd *cobra.Command, rootKey []byte) error {
 	progress(cmd, "checking the evidence again ...")
-	v, _, err := s.attest(ctx, api.VerifyCoordinator)
+	v, _, err := s.attest(ctx, api.FormerOwners.VerifyCoordinator)
 	if err != nil {
 		return fmt.Errorf("the shares were given, but: %w", err)
 	}

@@ -19,7 +19,7 @@ import (
 type generation struct {
 	transition *manifest.Transition
 	history    []api.HistoryEntry // oldest first, transition's manifest last
-	latest     []byte             // the store's latest
+	latest     *latest            // what the store says of it
 	shares     []api.SealedShare  // of the seed, in the order of the manifest's SeedshareOwnerKeys
 
 	seed      pki.Seed
@@ -27,6 +27,7 @@ type generation struct {
 	root      *x509.Certificate
 	mesh      *pki.MeshCA
 	meshHash  [32]byte // SHA-256 of the mesh CA
+	overlaps  overlaps // with the manifests before
 	validator attestation.Validator
 }
 
@@ -35,6 +36,7 @@ func (g *generation) successor(
 	t *manifest.Transition, validator attestation.Validator, now time.Time,
 ) (*generation, error) {
 	next := &generation{transition: t, validator: validator}
+	var before uint64
 	if g == nil {
 		seed, err := pki.NewSeed(rand.Reader)
 		if err != nil {
@@ -49,13 +51,13 @@ func (g *generation) successor(
 	} else {
 		next.seed, next.root, next.nonces, next.shares = g.seed, g.root, g.nonces, g.shares
 		next.history = append(next.history, g.history...)
+		before = g.latest.sequence
 	}
 	next.history = append(next.history, api.HistoryEntry{Manifest: t.Manifest.Text(), Signatures: t.Signatures})
-	if err := next.newMeshCA(now); err != nil {
+	if err := next.newMeshCA(before+1, now); err != nil {
 		return nil, err
 	}
-	var err error
-	if next.latest, err = encodeLatest(t.Hash, next.seed.TransactionKey()); err != nil {
+	if err := next.succeed(g, now); err != nil {
 		return nil, err
 	}
 	return next, nil
@@ -68,13 +70,18 @@ func (g *generation) take(seed pki.Seed, now time.Time) (err error) {
 	return err
 }
 
-// newMeshCA gives g the authority of its manifest, whose key nobody had before.
-func (g *generation) newMeshCA(now time.Time) (err error) {
-	if g.mesh, err = pki.NewMeshCA(g.root, g.seed.RootKey(), g.transition.Hash, now); err != nil {
+// newMeshCA gives g the authority of its manifest, whose key nobody had before, as the store's change number sequence.
+func (g *generation) newMeshCA(sequence uint64, now time.Time) (err error) {
+	newMeshCA := pki.NewMeshCA
+	if g.transition.Manifest.Overlap() > 0 {
+		newMeshCA = pki.NewMeshCAWithSuccessors
+	}
+	if g.mesh, err = newMeshCA(g.root, g.seed.RootKey(), g.transition.Hash, now); err != nil {
 		return err
 	}
 	g.meshHash = sha256.Sum256(g.mesh.Certificate.Raw)
-	return nil
+	g.latest, err = newLatest(g.transition.Hash, g.meshHash, sequence, g.seed.TransactionKey())
+	return err
 }
 
 // sealShares splits the seed that is made for the first transition among the manifest's seed-share owners.
@@ -111,6 +118,9 @@ func (g *generation) issue(
 		MeshCA:         g.mesh.Certificate.Raw,
 		RootCA:         g.root.Raw,
 		TransitionHash: g.transition.Hash[:],
+	}
+	if pki.NamesPredecessor(leaf) {
+		resp.Predecessor = g.mesh.Before.Predecessor.Raw
 	}
 	if id := policy.WorkloadSecretID; id != "" {
 		if err := resp.Seal(req, g.seed.WorkloadSecret(string(id))); err != nil {

@@ -35,6 +35,7 @@ import (
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/collateral"
+	"portcullis.dev/portcullis/coordinator/audit"
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/manifest"
 )
@@ -50,9 +51,14 @@ type Config struct {
 	// Collateral is what the vendors publish about their hardware. Who made it closes it. Without it, no evidence of hardware
 	// can be judged, and manifests that trust any are refused.
 	Collateral *collateral.Cache
+	// Peers says where other replicas on the same store may be, as host:port; it is asked anew each time. An address of this
+	// process among them does no harm. Without it, no replica is asked for anything.
+	Peers func(context.Context) ([]string, error)
 	// SNPRoots and TDXRoots are for tests, as in manifest.ValidatorOptions. Nil means the vendors' own.
 	SNPRoots map[string]*x509.Certificate
 	TDXRoots []*x509.Certificate
+	// Audit records every decision, where there is one (package audit). Who opened it closes it.
+	Audit *audit.Log
 	// Log receives what operators need to know: issued certificates, transitions, and every refusal with its reason.
 	Log *slog.Logger
 }
@@ -63,19 +69,23 @@ type Coordinator struct {
 	issuer         attestation.Issuer
 	allowSimulated bool
 	validation     manifest.ValidatorOptions
+	audit          *audit.Log
 	log            *slog.Logger
 	metrics        *metrics
 	hpkeKey        hpke.PrivateKey
 	clock          clock
+	peers          func(context.Context) ([]string, error)
 
 	// The gates bound what clients can make the Coordinator do at the same time.
 	judging   *gate // evidence of others
 	attesting *gate // evidence of its own
 	setting   *gate // manifests in memory
 
-	setMutex   sync.Mutex                 // held while a manifest is being set
-	active     atomic.Pointer[generation] // nil before the first manifest
+	setMutex   sync.Mutex                 // held by who changes what is below
+	unanswered *generation                // of a commit that may have reached the store or not
+	active     atomic.Pointer[generation] // nil before the first manifest; the newest that was served, where recovery is needed
 	recovering atomic.Pointer[recovery]   // nil unless recovery is needed
+	split      atomic.Pointer[split]      // nil unless the store contradicts what this process knows
 }
 
 // New makes a Coordinator on what its store holds.
@@ -93,8 +103,10 @@ func New(ctx context.Context, cfg Config) (*Coordinator, error) {
 		issuer:         cfg.Issuer,
 		allowSimulated: cfg.AllowSimulatedTEE,
 		validation:     manifest.ValidatorOptions{SNPRoots: cfg.SNPRoots, TDXRoots: cfg.TDXRoots},
+		audit:          cfg.Audit,
 		log:            cfg.Log,
 		hpkeKey:        key,
+		peers:          cfg.Peers,
 		clock:          startClock(),
 		judging:        newGate(workers, 64*workers),
 		attesting:      newGate(2, 32),
@@ -105,9 +117,13 @@ func New(ctx context.Context, cfg Config) (*Coordinator, error) {
 		c.validation.Collateral = cfg.Collateral
 		c.metrics.registry.MustRegister(cfg.Collateral)
 	}
-	switch latest, err := c.store.Latest(ctx); {
+	switch text, err := c.store.Latest(ctx); {
 	case err == nil:
-		r, err := c.newRecovery(ctx, latest)
+		l, err := parseLatest(text)
+		if err != nil {
+			return nil, fmt.Errorf("read the history in the store: %w", err)
+		}
+		r, err := c.newRecovery(ctx, l)
 		if err != nil {
 			return nil, fmt.Errorf("read the history in the store: %w", err)
 		}
@@ -117,6 +133,9 @@ func New(ctx context.Context, cfg Config) (*Coordinator, error) {
 			"owners", len(r.owners()), "threshold", r.threshold())
 	case !errors.Is(err, store.ErrNotFound):
 		return nil, fmt.Errorf("read the store: %w", err)
+	}
+	if err := c.auditStart(); err != nil {
+		return nil, err
 	}
 	return c, nil
 }
@@ -132,7 +151,7 @@ const (
 	drainTimeout      = 10 * time.Second
 )
 
-// Serve answers on listener until ctx ends, then finishes the requests it has begun.
+// Serve answers on listener and keeps up with the store until ctx ends, then finishes the requests it has begun.
 func (c *Coordinator) Serve(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{
 		Handler:           c.Handler(),
@@ -149,6 +168,10 @@ func (c *Coordinator) Serve(ctx context.Context, listener net.Listener) error {
 		if err := server.Serve(netutil.LimitListener(listener, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve on %s: %w", listener.Addr(), err)
 		}
+		return nil
+	})
+	group.Go(func() error {
+		c.follow(ctx)
 		return nil
 	})
 	group.Go(func() error {
@@ -169,14 +192,20 @@ const (
 	stateFresh         state = "no-manifest"
 	stateActive        state = "active"
 	stateNeedsRecovery state = "needs-recovery"
+	stateNeedsPeer     state = "needs-peer"    // another replica went on without this one
+	stateSplit         state = "split-history" // active, and the store contradicts it
 )
 
+var states = []state{stateFresh, stateActive, stateNeedsRecovery, stateNeedsPeer, stateSplit}
+
 func (c *Coordinator) state() state {
-	switch {
-	case c.recovering.Load() != nil:
-		return stateNeedsRecovery
+	switch r := c.recovering.Load(); {
+	case r != nil:
+		return state(r.code())
 	case c.active.Load() == nil:
 		return stateFresh
+	case c.split.Load() != nil:
+		return stateSplit
 	default:
 		return stateActive
 	}
@@ -184,8 +213,8 @@ func (c *Coordinator) state() state {
 
 // generation returns what the active manifest made.
 func (c *Coordinator) generation() (*generation, error) {
-	if c.recovering.Load() != nil {
-		return nil, problem(api.CodeNeedsRecovery)
+	if r := c.recovering.Load(); r != nil {
+		return nil, problem(r.code())
 	}
 	g := c.active.Load()
 	if g == nil {

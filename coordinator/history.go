@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,44 +17,75 @@ import (
 	"portcullis.dev/portcullis/manifest/strictjson"
 )
 
-// latest is the store's one mutable value: the latest transition's hash, signed by the transaction key. Whoever holds
-// the seed can tell by it that this history is one that the seed's Coordinator made. That it is the newest such history
-// nobody can tell from the store.
+// latest is the store's one mutable value, signed by the transaction key. Whoever holds the seed can tell by it that this
+// history is one that the seed's Coordinators made, which mesh CA they gave its last manifest, and which of two such
+// values is the later one. That it is the newest of all nobody can tell from the store.
 type latest struct {
+	transition [32]byte
+	meshCA     [32]byte // SHA-256 of the one mesh CA of that transition
+	// sequence counts the changes of latest, from 1: a recovery gives a transition another mesh CA, so that the transition's
+	// place in the history does not say which of two values is the older one.
+	sequence  uint64
+	signature []byte // ECDSA (ASN.1) over SHA-256 of message
+	text      []byte // as the store has it
+}
+
+// wireLatest is latest as it is kept.
+type wireLatest struct {
 	TransitionHash []byte `json:"transitionHash"`
-	// Signature is ECDSA (ASN.1) over SHA-256 of latestMessage.
-	Signature []byte `json:"signature"`
+	MeshCA         []byte `json:"meshCa"`
+	Sequence       uint64 `json:"sequence"`
+	Signature      []byte `json:"signature"`
 }
 
-func latestMessage(transitionHash [32]byte) [32]byte {
-	return sha256.Sum256(append([]byte("portcullis latest v1:"), transitionHash[:]...))
+// message is what is signed; every part has one length.
+func (l *latest) message() [32]byte {
+	m := []byte("portcullis latest v2:")
+	m = append(append(m, l.transition[:]...), l.meshCA[:]...)
+	return sha256.Sum256(binary.BigEndian.AppendUint64(m, l.sequence))
 }
 
-func encodeLatest(transitionHash [32]byte, key *ecdsa.PrivateKey) ([]byte, error) {
-	message := latestMessage(transitionHash)
-	signature, err := ecdsa.SignASN1(rand.Reader, key, message[:])
-	if err != nil {
+// newLatest signs what the store is to say.
+func newLatest(transition, meshCA [32]byte, sequence uint64, key *ecdsa.PrivateKey) (*latest, error) {
+	l := &latest{transition: transition, meshCA: meshCA, sequence: sequence}
+	message := l.message()
+	var err error
+	if l.signature, err = ecdsa.SignASN1(rand.Reader, key, message[:]); err != nil {
 		return nil, fmt.Errorf("sign the latest transition: %w", err)
 	}
-	return json.Marshal(latest{TransitionHash: transitionHash[:], Signature: signature})
+	l.text, err = json.Marshal(wireLatest{
+		TransitionHash: transition[:], MeshCA: meshCA[:], Sequence: sequence, Signature: l.signature,
+	})
+	return l, err
 }
 
-// parseLatest reads what encodeLatest wrote. Whose signature it is, is not checked here.
-func parseLatest(text []byte) (hash [32]byte, signature []byte, err error) {
-	var l latest
-	if err := strictjson.Unmarshal(text, &l); err != nil {
-		return hash, nil, fmt.Errorf("read latest: %w", err)
+// parseLatest reads what newLatest made. Whose signature it is, is not checked here.
+func parseLatest(text []byte) (*latest, error) {
+	var w wireLatest
+	if err := strictjson.Unmarshal(text, &w); err != nil {
+		return nil, fmt.Errorf("read latest: %w", err)
 	}
-	if len(l.TransitionHash) != len(hash) {
-		return hash, nil, fmt.Errorf("read latest: a transition hash of %d bytes, want %d", len(l.TransitionHash), len(hash))
+	l := &latest{sequence: w.Sequence, signature: w.Signature, text: text}
+	for _, hash := range []struct {
+		name string
+		got  []byte
+		to   *[32]byte
+	}{{"transition", w.TransitionHash, &l.transition}, {"mesh CA", w.MeshCA, &l.meshCA}} {
+		if len(hash.got) != len(hash.to) {
+			return nil, fmt.Errorf("read latest: a %s hash of %d bytes, want %d", hash.name, len(hash.got), len(hash.to))
+		}
+		*hash.to = [32]byte(hash.got)
 	}
-	return [32]byte(l.TransitionHash), l.Signature, nil
+	if l.sequence == 0 {
+		return nil, errors.New("read latest: the sequence is 0, want 1 or more")
+	}
+	return l, nil
 }
 
-// signedLatest says whether the seed that key comes from belongs to a Coordinator that reached the transition.
-func signedLatest(transitionHash [32]byte, signature []byte, key *ecdsa.PublicKey) bool {
-	message := latestMessage(transitionHash)
-	return ecdsa.VerifyASN1(key, message[:], signature)
+// signedBy says whether the seed that key comes from belongs to a Coordinator that came this far.
+func (l *latest) signedBy(key *ecdsa.PublicKey) bool {
+	message := l.message()
+	return ecdsa.VerifyASN1(key, message[:], l.signature)
 }
 
 // readHistory walks back from the transition hash to the first manifest. Every object is what its name says; whether the

@@ -23,7 +23,9 @@ const (
 	nonceBody     = 8 + nonceRandom
 	nonceSize     = nonceBody + sha256.Size
 	nonceLifetime = 60 * time.Second
-	nonceLabel    = "portcullis nonce v1"
+	// maxClockSkew is how far ahead the clock of the replica that issued a nonce may be.
+	maxClockSkew = 10 * time.Second
+	nonceLabel   = "portcullis nonce v1"
 )
 
 type nonces struct{ key secret.Bytes }
@@ -44,7 +46,7 @@ func (n nonces) check(nonce []byte, now time.Time) error {
 		return errors.New("the nonce is not one of this authority's")
 	}
 	issued := time.Unix(0, int64(binary.BigEndian.Uint64(nonce)))
-	if age := now.Sub(issued); age < 0 || age > nonceLifetime {
+	if age := now.Sub(issued); age < -maxClockSkew || age > nonceLifetime {
 		return errors.New("the nonce has expired")
 	}
 	return nil

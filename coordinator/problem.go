@@ -34,6 +34,8 @@ var problems = map[api.Code]struct {
 	api.CodeBusy:              {http.StatusTooManyRequests, "too many requests are waiting"},
 	api.CodeNoManifest:        {http.StatusServiceUnavailable, "no manifest was set yet"},
 	api.CodeNeedsRecovery:     {http.StatusServiceUnavailable, "the Coordinator was restarted and needs recovery"},
+	api.CodeNeedsPeer:         {http.StatusServiceUnavailable, "another replica went on without this one, which asks its peers for what they have"},
+	api.CodeSplitHistory:      {http.StatusServiceUnavailable, "the store contradicts what this Coordinator knows; its log says how"},
 	api.CodeUnavailable:       {http.StatusServiceUnavailable, "evidence cannot be had or judged now"},
 	api.CodeInternal:          {http.StatusInternalServerError, "the Coordinator failed; its log says why"},
 }

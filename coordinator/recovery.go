@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -15,6 +16,7 @@ import (
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/coordinator/audit"
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
@@ -29,10 +31,10 @@ import (
 type recovery struct {
 	history   []*manifest.Transition // oldest first, never empty
 	entries   []api.HistoryEntry     // the same
-	latest    []byte                 // the store's latest
-	signature []byte                 // the one in latest
+	latest    *latest                // the store's latest
 	sealed    []api.SealedShare      // as the store has them
 	validator attestation.Validator
+	overtaken bool // another replica made the end of this history while this process ran
 
 	mutex  sync.Mutex
 	nonce  []byte            // what owners sign, so that no share counts twice
@@ -40,13 +42,9 @@ type recovery struct {
 }
 
 // newRecovery reads the store's history and checks all that can be checked without the seed.
-func (c *Coordinator) newRecovery(ctx context.Context, latest []byte) (*recovery, error) {
-	hash, signature, err := parseLatest(latest)
-	if err != nil {
-		return nil, err
-	}
-	r := &recovery{latest: latest, signature: signature}
-	if r.entries, err = readHistory(ctx, c.store, hash); err != nil {
+func (c *Coordinator) newRecovery(ctx context.Context, l *latest) (r *recovery, err error) {
+	r = &recovery{latest: l}
+	if r.entries, err = readHistory(ctx, c.store, l.transition); err != nil {
 		return nil, err
 	}
 	if len(r.entries) == 0 {
@@ -85,8 +83,16 @@ func (r *recovery) progress() *api.Recovery {
 	return &api.Recovery{Nonce: r.nonce, Collected: len(r.shares), Threshold: r.threshold()}
 }
 
+// code is what those are told who want more of the Coordinator than its recovery.
+func (r *recovery) code() api.Code {
+	if r.overtaken {
+		return api.CodeNeedsPeer
+	}
+	return api.CodeNeedsRecovery
+}
+
 // takeShare takes one owner's share. With the last one that it takes, the Coordinator is the authority again.
-func (c *Coordinator) takeShare(_ context.Context, req *api.RecoverRequest) (*api.RecoverResponse, error) {
+func (c *Coordinator) takeShare(ctx context.Context, req *api.RecoverRequest) (*api.RecoverResponse, error) {
 	r := c.recovering.Load()
 	if r == nil {
 		return nil, problem(api.CodeNoRecovery)
@@ -114,17 +120,27 @@ func (c *Coordinator) takeShare(_ context.Context, req *api.RecoverRequest) (*ap
 		return nil, problem(api.CodeBadRequest).saying("share is not this owner's").
 			because(fmt.Errorf("%s gave the share number %d, want %d", fingerprint(req.PublicKey), share.Index(), owner+1))
 	}
+	c.setMutex.Lock()
+	defer c.setMutex.Unlock()
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	switch _, repeated := r.shares[owner]; {
-	case c.recovering.Load() != r:
+	case c.recovering.Load() == nil:
 		return nil, problem(api.CodeNoRecovery)
+	case c.recovering.Load() != r:
+		return nil, problem(api.CodeBadNonce)
 	case !bytes.Equal(req.Nonce, r.nonce):
 		return nil, problem(api.CodeBadNonce)
 	case repeated:
 		return nil, problem(api.CodeShareRepeated).because(fmt.Errorf("%s gave a share already", fingerprint(req.PublicKey)))
 	}
 	r.shares[owner] = share
+	if err := c.audit.Record(&audit.ShareTaken{
+		Owner: fingerprint(req.PublicKey), Collected: len(r.shares), Threshold: r.threshold(),
+	}); err != nil {
+		delete(r.shares, owner) // to be given again
+		return nil, unrecorded(err)
+	}
 	resp := &api.RecoverResponse{Collected: len(r.shares), Threshold: r.threshold()}
 	c.log.Info("seed share taken", "owner", fingerprint(req.PublicKey), "collected", resp.Collected, "threshold", resp.Threshold)
 	if resp.Collected < resp.Threshold {
@@ -136,9 +152,21 @@ func (c *Coordinator) takeShare(_ context.Context, req *api.RecoverRequest) (*ap
 		r.startOver()
 		return nil, problem(api.CodeSharesDiscarded).because(err)
 	}
+	if err := c.auditRecovery(g); err != nil {
+		delete(r.shares, owner)
+		return nil, err
+	}
+	// Nobody is served under the new mesh CA before the store names it: then it is the only one.
+	if err := c.commit(ctx, nil, r.latest.text, g); err != nil {
+		c.auditNotKept(g.transition, err)
+		r.startOver()
+		if errors.Is(err, store.ErrConflict) {
+			return nil, problem(api.CodeConflict).because(err).saying(
+				"another replica was recovered, or was given a manifest, meanwhile; this one asks it for what it has")
+		}
+		return nil, fmt.Errorf("keep the recovered authority of transition %x: %w", g.transition.Hash, err)
+	}
 	r.shares = nil
-	c.active.Store(g)
-	c.recovering.Store(nil)
 	c.log.Info("recovered", "generation", len(g.history), "transition", hex.EncodeToString(g.transition.Hash[:]))
 	resp.Recovered = true
 	return resp, nil
@@ -153,14 +181,23 @@ func (r *recovery) recover(now time.Time, log *slog.Logger) (*generation, error)
 		return nil, err
 	}
 	t := r.transition()
-	if !signedLatest(t.Hash, r.signature, &seed.TransactionKey().PublicKey) {
+	if !r.latest.signedBy(&seed.TransactionKey().PublicKey) {
 		return nil, fmt.Errorf("they make a seed whose transaction key did not sign transition %x", t.Hash)
 	}
-	g := &generation{transition: t, history: r.entries, latest: r.latest, validator: r.validator}
-	if err := g.take(seed, now); err != nil {
+	g, err := r.generation(seed, now, log)
+	if err != nil {
 		return nil, err
 	}
-	if err := g.newMeshCA(now); err != nil {
+	if err := g.newMeshCA(r.latest.sequence+1, now); err != nil {
+		return nil, err
+	}
+	return g, nil
+}
+
+// generation is the one that the history ends with, but for its mesh CA.
+func (r *recovery) generation(seed pki.Seed, now time.Time, log *slog.Logger) (*generation, error) {
+	g := &generation{transition: r.transition(), history: r.entries, latest: r.latest, validator: r.validator}
+	if err := g.take(seed, now); err != nil {
 		return nil, err
 	}
 	if err := api.VerifyShares(r.sealed, r.history, g.root); err != nil {

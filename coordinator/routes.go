@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -31,11 +32,11 @@ func (c *Coordinator) attest(ctx context.Context, req *api.AttestRequest) (*api.
 	case req.Recovery && r == nil:
 		return nil, problem(api.CodeNoRecovery)
 	case req.Recovery && len(r.owners()) == 0:
-		return nil, problem(api.CodeNeedsRecovery).saying("the manifest lists no SeedshareOwnerKeys: nobody has the seed, deploy anew")
+		return nil, problem(api.CodeNeedsRecovery).saying("the manifest lists no SeedshareOwnerKeys: nobody has the seed but another replica, if one is active; else deploy anew")
 	case req.Recovery:
 		resp.History, resp.Recovery = r.entries, r.progress()
 	case r != nil:
-		return nil, problem(api.CodeNeedsRecovery)
+		return nil, problem(r.code())
 	case g != nil:
 		resp.RootCA, resp.MeshCA, resp.History, resp.Shares = g.root.Raw, g.mesh.Certificate.Raw, g.history, g.shares
 	}
@@ -68,8 +69,8 @@ func (c *Coordinator) ownEvidence(ctx context.Context, data attestation.ReportDa
 func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetResponse, error) {
 	c.setMutex.Lock()
 	defer c.setMutex.Unlock()
-	if c.recovering.Load() != nil {
-		return nil, problem(api.CodeNeedsRecovery)
+	if err := c.mayChange(ctx, req.Previous); err != nil {
+		return nil, err
 	}
 	current := c.active.Load()
 	// What is wrong with the request whatever the manifest says comes first: a wrong previous also makes every signature
@@ -107,18 +108,23 @@ func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetRes
 	}
 	var old []byte
 	if current != nil {
-		old = current.latest
+		old = current.latest.text
 	}
-	// From here on a client that goes away changes nothing.
-	if err := c.store.Commit(context.WithoutCancel(ctx), kept, old, next.latest); err != nil {
+	if err := c.auditTransition(transition, len(next.history)); err != nil {
+		return nil, err
+	}
+	if err := c.commit(ctx, kept, old, next); err != nil {
+		c.auditNotKept(transition, err)
 		if errors.Is(err, store.ErrConflict) {
 			return nil, problem(api.CodeConflict).because(err)
 		}
 		return nil, fmt.Errorf("keep transition %x: %w", transition.Hash, err)
 	}
-	c.active.Store(next)
 	c.log.Info("manifest set", "generation", len(next.history), "transition", hex.EncodeToString(transition.Hash[:]),
 		"policies", len(transition.Manifest.Policies), "signatures", len(transition.Signatures))
+	if before := next.mesh.Before; before != nil {
+		c.log.Info("pods of the manifest before and of this one accept each other for a while", "until", before.Until())
+	}
 	return &api.SetResponse{
 		TransitionHash: transition.Hash[:], RootCA: next.root.Raw, MeshCA: next.mesh.Certificate.Raw,
 	}, nil
@@ -164,6 +170,7 @@ func (c *Coordinator) nonce(context.Context, *api.NonceRequest) (*api.NonceRespo
 // certificate certifies a pod that proves to be one of the manifest's. The checks come in the order of what they cost
 // the Coordinator, so that a stranger can make it do little.
 func (c *Coordinator) certificate(ctx context.Context, req *api.CertificateRequest) (*api.CertificateResponse, error) {
+	began := time.Now()
 	g, err := c.generation()
 	if err != nil {
 		return nil, err
@@ -189,34 +196,58 @@ func (c *Coordinator) certificate(ctx context.Context, req *api.CertificateReque
 	if !req.VerifyProof(key) {
 		return nil, problem(api.CodeBadSignature).saying("proof is not a signature by publicKey over this request")
 	}
-	claims, policy, err := c.judge(ctx, g, req)
+	claims, policy, err := c.judge(ctx, g, req.Evidence, req.ReportData())
 	if err != nil {
 		return nil, err
 	}
-	return c.answer(ctx, g, req, key, claims, policy)
+	resp, err := c.answer(ctx, g, req, key, claims, policy)
+	if err == nil {
+		c.metrics.issueTime.Observe(time.Since(began).Seconds())
+	}
+	return resp, err
+}
+
+// successor says what came after a mesh CA. Pods of the manifest before ask every few minutes, so it costs a look into a list.
+func (c *Coordinator) successor(_ context.Context, req *api.SuccessorRequest) (*api.SuccessorResponse, error) {
+	g, err := c.generation()
+	if err != nil {
+		return nil, err
+	}
+	if len(req.MeshCA) != sha256.Size {
+		return nil, problem(api.CodeBadRequest).saying("meshCa is %d bytes long, want %d", len(req.MeshCA), sha256.Size)
+	}
+	return &api.SuccessorResponse{Successor: g.overlaps.after([sha256.Size]byte(req.MeshCA), time.Now())}, nil
 }
 
 // judge says which of the manifest's policies a pod has.
 func (c *Coordinator) judge(
-	ctx context.Context, g *generation, req *api.CertificateRequest,
+	ctx context.Context, g *generation, evidence attestation.Evidence, data attestation.ReportData,
 ) (attestation.Claims, manifest.Policy, error) {
-	claims, err := g.validator.Validate(ctx, req.Evidence, req.ReportData())
+	claims, err := g.validator.Validate(ctx, evidence, data)
 	if err == nil {
 		if policy, known := g.transition.Manifest.Policies[claims.PolicyHash]; known {
 			return claims, policy, nil
 		}
-		err = &attestation.Rejected{
-			Field: policyHashField(claims.Platform), Want: "the hash of a policy in the manifest", Got: claims.PolicyHash.String(),
-		}
+		err = anotherPolicy(claims, "the hash of a policy in the manifest")
 	}
-	judged := &judgedError{claimed: claimedPolicyHash(req.Evidence), err: err}
+	return attestation.Claims{}, manifest.Policy{}, c.refuseEvidence(evidence, err)
+}
+
+// anotherPolicy rejects evidence that is good, of a pod that is not the one.
+func anotherPolicy(claims attestation.Claims, want string) error {
+	return &attestation.Rejected{Field: policyHashField(claims.Platform), Want: want, Got: claims.PolicyHash.String()}
+}
+
+// refuseEvidence tells the pod the field, and the log everything.
+func (c *Coordinator) refuseEvidence(evidence attestation.Evidence, err error) error {
+	judged := &judgedError{claimed: claimedPolicyHash(evidence), err: err}
 	rejected, ok := errors.AsType[*attestation.Rejected](err)
 	if !ok {
-		return attestation.Claims{}, manifest.Policy{}, problem(api.CodeUnavailable).because(judged)
+		c.metrics.unavailable.WithLabelValues(vendor(evidence.Platform)).Inc()
+		return problem(api.CodeUnavailable).because(judged)
 	}
-	c.metrics.rejected(rejected.Field)
-	return attestation.Claims{}, manifest.Policy{},
-		problem(api.CodeEvidenceRejected).saying("the evidence's %s is not acceptable", rejected.Field).because(judged)
+	c.metrics.rejected.WithLabelValues(rejected.Field).Inc()
+	return problem(api.CodeEvidenceRejected).saying("the evidence's %s is not acceptable", rejected.Field).because(judged)
 }
 
 func (c *Coordinator) answer(
@@ -239,10 +270,13 @@ func (c *Coordinator) answer(
 		resp.Evidence = &evidence
 	}
 	// A manifest that was set meanwhile may have dropped this very policy.
-	if c.active.Load() != g {
-		return nil, problem(api.CodeUnavailable).saying("the manifest changed meanwhile; ask again")
+	if err := c.stillServes(g); err != nil {
+		return nil, err
 	}
-	c.metrics.issued.Inc()
+	if err := c.auditCertificate(g, req, claims, leaf); err != nil {
+		return nil, err
+	}
+	c.metrics.issued.WithLabelValues(string(claims.Platform)).Inc()
 	c.log.Info("certificate issued", "policyHash", claims.PolicyHash.String(), "serial", leaf.SerialNumber.Text(16),
 		"notAfter", leaf.NotAfter, "generation", len(g.history), "renewal", len(req.MeshCA) > 0)
 	return resp, nil

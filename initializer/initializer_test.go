@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -29,6 +28,7 @@ import (
 	"portcullis.dev/portcullis/initializer"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
+	"portcullis.dev/portcullis/pki/secret/secrettest"
 	"portcullis.dev/portcullis/tests/netlab"
 )
 
@@ -41,12 +41,17 @@ type authority struct {
 	answer   api.CertificateResponse // CAs and transition, to start from
 	validity time.Duration
 	secretID string
+	// successors says whether the manifests that are set from now on allow the next one.
+	successors bool
+	secrets    secrettest.Set // all that is made here; no pod's log has any of it
 
 	mu       sync.Mutex
 	errs     []error // given to the first requests
 	spoil    func(*api.CertificateRequest, *api.CertificateResponse)
 	requests []api.CertificateRequest
 	nonces   int
+	after    func(meshCA [32]byte) ([]byte, error)
+	followed []time.Time // when somebody asked what came after
 }
 
 func newAuthority(t *testing.T) *authority {
@@ -56,6 +61,7 @@ func newAuthority(t *testing.T) *authority {
 		t.Fatal(err)
 	}
 	a := &authority{t: t, seed: seed, validity: 30 * 24 * time.Hour}
+	a.secrets.AddSeed(seed)
 	a.setManifest(1)
 	return a
 }
@@ -68,9 +74,14 @@ func (a *authority) setManifest(n byte) {
 		a.t.Fatal(err)
 	}
 	transition := [32]byte{n}
-	if a.mesh, err = pki.NewMeshCA(root, a.seed.RootKey(), transition, time.Now()); err != nil {
+	newMeshCA := pki.NewMeshCA
+	if a.successors {
+		newMeshCA = pki.NewMeshCAWithSuccessors
+	}
+	if a.mesh, err = newMeshCA(root, a.seed.RootKey(), transition, time.Now()); err != nil {
 		a.t.Fatal(err)
 	}
+	a.secrets.AddKey("the mesh CA's key", a.mesh.Key)
 	a.answer = api.CertificateResponse{
 		MeshCA: a.mesh.Certificate.Raw, RootCA: root.Raw, TransitionHash: transition[:],
 	}
@@ -99,6 +110,17 @@ func (a *authority) asked() int {
 
 func (*authority) Attest(context.Context, []byte) (*api.AttestResponse, error) {
 	return nil, errors.New("nobody but a pinned pod asks for the history")
+}
+
+// Successor is what was put into after.
+func (a *authority) Successor(_ context.Context, meshCA [32]byte) ([]byte, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.followed = append(a.followed, time.Now())
+	if a.after == nil {
+		return nil, nil
+	}
+	return a.after(meshCA)
 }
 
 func (a *authority) Certificate(_ context.Context, r api.CertificateRequest) (*api.CertificateResponse, error) {
@@ -137,6 +159,9 @@ func (a *authority) issue(r *api.CertificateRequest) (*api.CertificateResponse, 
 	}
 	answer := a.answer
 	answer.Chain = [][]byte{leaf.Raw, a.mesh.Intermediate.Raw}
+	if pki.NamesPredecessor(leaf) {
+		answer.Predecessor = a.mesh.Before.Predecessor.Raw
+	}
 	if a.secretID != "" {
 		if err := answer.Seal(r, a.seed.WorkloadSecret(a.secretID)); err != nil {
 			return nil, err
@@ -172,6 +197,17 @@ func newPod(t *testing.T, a *authority) *pod {
 		},
 		Log: slog.New(slog.NewJSONHandler(log, nil)),
 	}}
+	t.Cleanup(func() {
+		if c, err := initializer.Load(p.Dir); err == nil {
+			a.secrets.AddKey("the leaf's key", c.Key)
+			if c.Secret.Len() > 0 {
+				a.secrets.AddSecret("the workload secret", c.Secret)
+			}
+		}
+		for _, found := range a.secrets.Find([]byte(log.String())) {
+			t.Errorf("the log has %s", found)
+		}
+	})
 	return p
 }
 
@@ -693,7 +729,7 @@ func TestAPodOfAnOldManifestSaysSo(t *testing.T) {
 	inBubble(t, func(t *testing.T, a *authority, p *pod) {
 		a.validity = time.Hour
 		p.run(t, p.ready)
-		before := snapshot(t, p.Dir)
+		before := files(t, p.Dir)
 		for range 1000 {
 			a.errs = append(a.errs, &api.Error{Problem: api.Problem{Status: 409, Code: api.CodeGenerationChanged}})
 		}
@@ -702,9 +738,25 @@ func TestAPodOfAnOldManifestSaysSo(t *testing.T) {
 		if n := strings.Count(p.log.String(), "roll it out again"); n < 5 || n > 24 {
 			t.Errorf("in two hours it said %d times that it must be rolled out", n)
 		}
-		if snapshot(t, p.Dir) != before {
-			t.Error("the volume changed")
+		mark := filepath.Join(p.Dir, "..data", "generation-changed")
+		c, err := initializer.Load(p.Dir)
+		if err != nil || c.Changed.Before(began) || time.Since(c.Changed) > 2*time.Hour {
+			t.Fatalf("it is not marked that the manifest has changed: %v, %v", c.Changed, err)
 		}
+		if files(t, p.Dir) != before {
+			t.Error("more changed than the mark")
+		}
+		version := readlink(t, filepath.Join(p.Dir, "..data"))
+		p.runBy(t, time.Minute, func() bool { return time.Since(began) > 3*time.Hour })
+		if readlink(t, filepath.Join(p.Dir, "..data")) != version {
+			t.Error("the mark was made again")
+		}
+		// Whoever said so may not have been the Coordinator.
+		a.errs = nil
+		p.run(t, func() bool {
+			_, err := os.Stat(mark)
+			return p.ready() && errors.Is(err, fs.ErrNotExist)
+		})
 	})
 }
 
@@ -750,8 +802,20 @@ func TestAVolumeThatCannotBeReadIsNoReasonToJoinAnotherMesh(t *testing.T) {
 	for name, spoil := range map[string]func(version string) error{
 		"no mesh CA":      func(v string) error { return os.Remove(filepath.Join(v, "tls-config/mesh-ca.pem")) },
 		"garbage mesh CA": func(v string) error { return overwrite(filepath.Join(v, "tls-config/mesh-ca.pem"), "garbage") },
-		"garbage key":     func(v string) error { return overwrite(filepath.Join(v, "tls-config/key.pem"), "garbage") },
-		"no version":      os.RemoveAll,
+		"another mesh CA beside it": func(v string) error {
+			stranger, err := os.ReadFile(filepath.Join(v, "tls-config/coordinator-root-ca.pem"))
+			if err != nil {
+				return err
+			}
+			own, err := os.ReadFile(filepath.Join(v, "tls-config/mesh-ca.pem"))
+			if err != nil {
+				return err
+			}
+			return overwrite(filepath.Join(v, "tls-config/mesh-ca.pem"), string(own)+string(stranger))
+		},
+		"garbage mark": func(v string) error { return overwrite(filepath.Join(v, "generation-changed"), "yes") },
+		"garbage key":  func(v string) error { return overwrite(filepath.Join(v, "tls-config/key.pem"), "garbage") },
+		"no version":   os.RemoveAll,
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, a *authority, p *pod) {
@@ -984,16 +1048,16 @@ func TestSecretsArePrintedNowhere(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		lines := strings.Split(string(file), "\n")
-		for name, secret := range map[string][]byte{"key": key, "workload secret": c.Secret.Reveal()} {
-			for _, form := range []string{
-				string(secret), hex.EncodeToString(secret), strings.ToUpper(hex.EncodeToString(secret)),
-				base64.StdEncoding.EncodeToString(secret), strings.Trim(fmt.Sprint(secret), "[]"), lines[1],
-			} {
-				if strings.Contains(printed.String(), form) {
-					t.Errorf("the %s was printed as %s", name, form)
-				}
+		var known secrettest.Set
+		known.Add("key", key)
+		known.AddSecret("workload secret", c.Secret)
+		for _, leak := range [][]byte{file, c.Secret.Reveal()} { // the control
+			if len(known.Find(leak)) == 0 {
+				t.Error("nobody would find a secret")
 			}
+		}
+		for _, found := range known.Find(printed.Bytes()) {
+			t.Errorf("printed was the %s", found)
 		}
 		if !strings.Contains(printed.String(), "REDACTED") {
 			t.Error("nothing was printed")

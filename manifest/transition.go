@@ -1,11 +1,13 @@
 package manifest
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 
 	"portcullis.dev/portcullis/pki"
 )
@@ -67,6 +69,17 @@ func next(current *Transition, text []byte, signatures []Signature) (*Transition
 		return nil, err
 	}
 	return t, nil
+}
+
+// Signers are the keys that signed t, as SPKI, each once. First and Next let nothing pass but owners' valid signatures.
+func (t *Transition) Signers() [][]byte {
+	var keys [][]byte
+	for _, s := range t.Signatures {
+		if !slices.ContainsFunc(keys, func(k []byte) bool { return bytes.Equal(k, s.PublicKey) }) {
+			keys = append(keys, s.PublicKey)
+		}
+	}
+	return keys
 }
 
 // TransitionBytes are what a transition is: SHA-256 of the manifest, then the previous transition's hash.

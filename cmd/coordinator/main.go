@@ -19,7 +19,7 @@ import (
 	"portcullis.dev/portcullis/attestation/collateral"
 	"portcullis.dev/portcullis/cmd/internal/command"
 	"portcullis.dev/portcullis/coordinator"
-	"portcullis.dev/portcullis/coordinator/store"
+	"portcullis.dev/portcullis/coordinator/audit"
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
 )
@@ -36,9 +36,13 @@ func main() { command.Main("coordinator", run) }
 
 type options struct {
 	listen         string
+	store          string
 	db             string
+	namespace      string
+	auditLog       string
 	tee            string
 	collateralDir  string
+	peers          func(context.Context) ([]string, error)
 	allowSimulated bool
 	noGuard        bool
 }
@@ -59,7 +63,7 @@ func run(ctx context.Context, args []string) (err error) {
 	log := command.Logger("coordinator")
 	collectLess()
 
-	s, err := store.OpenBolt(o.db)
+	s, err := openStore(o, log)
 	if err != nil {
 		return err
 	}
@@ -73,8 +77,13 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, cache.Close()) }()
+	audited, err := openAudit(o.auditLog, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, audited.Close()) }()
 	c, err := coordinator.New(ctx, coordinator.Config{
-		Store: s, Issuer: issuer, AllowSimulatedTEE: o.allowSimulated, Collateral: cache, Log: log,
+		Store: s, Issuer: issuer, AllowSimulatedTEE: o.allowSimulated, Collateral: cache, Audit: audited, Peers: o.peers, Log: log,
 	})
 	if err != nil {
 		return err
@@ -114,6 +123,14 @@ func collectLess() {
 	}
 }
 
+// openAudit opens the audit log, where one is asked for.
+func openAudit(path string, log *slog.Logger) (*audit.Log, error) {
+	if path == "" {
+		return nil, nil
+	}
+	return audit.Open(audit.Config{Path: path, Log: log})
+}
+
 // keepGuard puts the guard back whenever another process changed it, by way of the closed one, since nobody knows what was
 // admitted meanwhile. Its error is that it cannot.
 func keepGuard(serving context.Context, ports guard.Ports, log *slog.Logger) error {
@@ -149,10 +166,16 @@ func parse(args []string) (options, uint16, error) {
 	flags := flag.NewFlagSet("coordinator", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // an error is one line, and command.Main prints it
 	flags.StringVar(&o.listen, "listen", ":"+strconv.Itoa(api.Port), "`address` to listen on")
-	flags.StringVar(&o.db, "db", "/var/lib/portcullis/coordinator.db", "`file` that keeps the history")
+	flags.StringVar(&o.store, "store", storeBolt, "what keeps the history: bbolt, a file; or kubernetes, ConfigMaps that replicas share")
+	flags.StringVar(&o.db, "db", "/var/lib/portcullis/coordinator.db", "`file` of the store bbolt")
+	flags.StringVar(&o.namespace, "namespace", "", "`namespace` of the store kubernetes; the pod's own if not given")
+	flags.StringVar(&o.auditLog, "audit-log", "",
+		"`file` that records every decision, hash-chained and signed; without it nothing is recorded")
 	flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: auto, socket, snp, tdx; auto if not given")
 	flags.StringVar(&o.collateralDir, "collateral-dir", "",
 		"`folder` that keeps what AMD and Intel publish; in memory alone if not given")
+	peers := flags.String("peers", "",
+		"`host[:port]` whose addresses are the other replicas on this store, such as a headless Service; none if not given")
 	flags.BoolVar(&o.allowSimulated, "allow-simulated-tee", false,
 		"accept manifests that trust evidence which no hardware made: for tests only")
 	flags.BoolVar(&o.noGuard, "no-guard", false, "start without the podVM's guard: for development only")
@@ -166,6 +189,15 @@ func parse(args []string) (options, uint16, error) {
 	}
 	if flags.NArg() > 0 {
 		return options{}, 0, fmt.Errorf("unexpected argument %q, want flags only", flags.Arg(0))
+	}
+	if err := checkStore(o.store, flags); err != nil {
+		return options{}, 0, err
+	}
+	if *peers != "" {
+		var err error
+		if o.peers, err = coordinator.PeersAt(*peers); err != nil {
+			return options{}, 0, fmt.Errorf("--peers %w", err)
+		}
 	}
 	_, text, err := net.SplitHostPort(o.listen)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,14 +19,17 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/simulated"
+	"portcullis.dev/portcullis/deploy"
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
+	"portcullis.dev/portcullis/tests/cluster"
 	"portcullis.dev/portcullis/tests/netlab"
 	"portcullis.dev/portcullis/tests/simtee"
 )
@@ -40,15 +44,109 @@ func TestMain(m *testing.M) {
 	if filepath.Base(os.Args[0]) != "coordinator" { // testscript runs this binary as the command, too
 		netlab.Enter()
 	}
-	testscript.Main(m, map[string]func(){"coordinator": main})
+	testscript.Main(suite{m}, map[string]func(){"coordinator": main})
 }
 
-func TestScripts(t *testing.T) {
+// suite stops the test cluster after the tests, where one was started.
+type suite struct{ m *testing.M }
+
+func (s suite) Run() int { return cluster.Run(s.m) }
+
+func TestScripts(t *testing.T) { runScripts(t, "testdata/script", nil) }
+
+// The Coordinator is what it is in a pod of the StatefulSet: it finds the API server by the service account that is mounted into the
+// pod, and may do what the printed Role allows.
+func TestScriptsInACluster(t *testing.T) {
+	c := cluster.Shared(t)
+	runScripts(t, "testdata/cluster", func(env *testscript.Env) error {
+		for name, value := range deployed(t, c) {
+			env.Setenv(name, value)
+		}
+		peersAt(t, "127.0.0.1", "127.0.0.2", "127.0.0.3")
+		env.Setenv("ADMIN", c.Kubeconfig())
+		return nil
+	})
+}
+
+// peersName is what replicas know each other by, a headless Service.
+const peersName = "coordinator-peers"
+
+// peersAt has the name lead to addresses of the loopback, in the test's mount namespace.
+func peersAt(t *testing.T, addresses ...string) {
+	t.Helper()
+	text := "127.0.0.1 localhost\n"
+	for _, address := range addresses {
+		text += address + " " + peersName + "\n"
+	}
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(hosts, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(hosts, "/etc/hosts", "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("put the headless Service's addresses into /etc/hosts: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount("/etc/hosts", unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// deployed applies the printed YAML in a namespace of its own, mounts the service account, and returns the environment of a pod,
+// and the arguments in the YAML as STORE and PEERS.
+func deployed(t *testing.T, c *cluster.Cluster) map[string]string {
+	t.Helper()
+	namespace := c.Namespace(t)
+	var yaml strings.Builder
+	err := deploy.Coordinator{
+		Namespace: namespace, Image: "coordinator", RuntimeClass: "kata-qemu-snp", Replicas: 3, Store: deploy.StoreKubernetes,
+	}.Write(&yaml)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.MustKubectl(t, yaml.String(), "apply", "-f", "-")
+	account := c.ServiceAccount(t, namespace, "coordinator")
+	ca, err := os.ReadFile(account.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := url.Parse(account.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mounted = "/var/run/secrets/kubernetes.io/serviceaccount" // netlab gives the test a /run of its own
+	if err := errors.Join(
+		os.MkdirAll(mounted, 0o700),
+		os.WriteFile(mounted+"/token", []byte(account.BearerToken), 0o600),
+		os.WriteFile(mounted+"/ca.crt", ca, 0o600),
+		os.WriteFile(mounted+"/namespace", []byte(namespace), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	argument := func(name string) string {
+		_, value, _ := strings.Cut(yaml.String(), "- --"+name+"=")
+		value, _, _ = strings.Cut(value, "\n")
+		return "--" + name + "=" + value
+	}
+	return map[string]string{
+		"STORE": argument("store"), "PEERS": argument("peers"),
+		"KUBERNETES_SERVICE_HOST": server.Hostname(), "KUBERNETES_SERVICE_PORT": server.Port(), "NAMESPACE": namespace,
+	}
+}
+
+// serveWorld is the guest's TEE, as the Coordinator's pod has it, while the test runs.
+func serveWorld(t *testing.T) *simtee.World {
+	t.Helper()
 	world, err := simtee.New(simtee.PublishedKeys())
 	if err != nil {
 		t.Fatal(err)
 	}
 	serveEvidence(t, world.Machine(measurement, policy))
+	return world
+}
+
+func runScripts(t *testing.T, dir string, prepare func(*testscript.Env) error) {
+	world := serveWorld(t)
 	key, err := pki.NewSeedshareKey()
 	if err != nil {
 		t.Fatal(err)
@@ -68,8 +166,13 @@ func TestScripts(t *testing.T) {
 		t.Fatal(err)
 	}
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
+		Dir: dir,
 		Setup: func(env *testscript.Env) error {
+			if prepare != nil {
+				if err := prepare(env); err != nil {
+					return err
+				}
+			}
 			return os.WriteFile(filepath.Join(env.WorkDir, "manifest.json"), text, 0o644)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){

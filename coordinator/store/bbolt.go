@@ -118,16 +118,32 @@ func openFile(path string) (_ *bbolt.DB, err error) {
 
 // Object implements Store.
 func (b *Bolt) Object(_ context.Context, name Name) ([]byte, error) {
-	return b.get(objectsBucket, []byte(name.String()))
+	data, err := b.get(objectsBucket, []byte(name.String()))
+	if err != nil {
+		return nil, err
+	}
+	if err := name.Verify(data); err != nil {
+		return nil, err
+	}
+	return data, nil
 }
 
 // Latest implements Store.
-func (b *Bolt) Latest(context.Context) ([]byte, error) { return b.get(latestBucket, latestKey) }
+func (b *Bolt) Latest(context.Context) ([]byte, error) {
+	value, err := b.get(latestBucket, latestKey)
+	if err == nil && len(value) == 0 {
+		return nil, fmt.Errorf("store %s is damaged: latest is empty", b.db.Path())
+	}
+	return value, err
+}
 
 // Commit implements Store.
 func (b *Bolt) Commit(ctx context.Context, objects []Object, old, new []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if len(new) == 0 {
+		return fmt.Errorf("commit to store %s: latest would be empty", b.db.Path())
 	}
 	err := b.db.Update(func(tx *bbolt.Tx) error {
 		latest := tx.Bucket(latestBucket)

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"go.etcd.io/bbolt"
+
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/coordinator/store/storetest"
 )
@@ -28,14 +30,37 @@ func TestMain(m *testing.M) {
 }
 
 func TestBoltIsAStore(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) (store.Store, func() store.Store) {
+	storetest.Run(t, func(t *testing.T) storetest.Subject {
 		path := filepath.Join(t.TempDir(), "new", "coordinator.db")
 		s := open(t, path)
-		return s, func() store.Store {
+		reopen := func() store.Store {
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
-			return open(t, path)
+			s = open(t, path)
+			return s
+		}
+		damage := func(bucket, key string, value []byte) {
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			db, err := bbolt.Open(path, 0o600, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = db.Update(func(tx *bbolt.Tx) error { return tx.Bucket([]byte(bucket)).Put([]byte(key), value) })
+			if err := errors.Join(err, db.Close()); err != nil {
+				t.Fatal(err)
+			}
+			s = open(t, path)
+		}
+		return storetest.Subject{
+			Store:  func() store.Store { return s },
+			Reopen: reopen,
+			ChangeObject: func(name store.Name, data []byte) {
+				damage("objects", name.String(), data)
+			},
+			ChangeLatest: func(value []byte) { damage("latest", "latest", value) },
 		}
 	})
 }
@@ -216,7 +241,7 @@ func commitForEver(path string) error {
 
 func objectOf(n int) store.Object {
 	return store.Object{
-		Name: store.Name{Kind: store.Transition, Hash: [32]byte{byte(n), byte(n >> 8), byte(n >> 16)}},
+		Name: store.Name{Kind: store.Signatures, Hash: [32]byte{byte(n), byte(n >> 8), byte(n >> 16)}},
 		Data: strconv.AppendInt(nil, int64(n), 10),
 	}
 }

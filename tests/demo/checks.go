@@ -16,6 +16,7 @@ import (
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/guest/guard"
+	"portcullis.dev/portcullis/guest/initdata"
 	"portcullis.dev/portcullis/tests/netlab"
 )
 
@@ -56,6 +57,33 @@ func (d *demo) overBoth(check string, want expectation, addrs []netip.Addr, prob
 	for i, a := range addrs {
 		d.table.add(check, family(a), want.text, seen[i].String(), want.met(seen[i]))
 	}
+}
+
+// checkReport looks whether the page that verify wrote shows each pod as a member of the mesh, by its policy.
+func (d *demo) checkReport() error {
+	page, err := os.ReadFile(d.path("report.html"))
+	if err != nil {
+		return err
+	}
+	shown := 0
+	for name, template := range d.shop.templates {
+		document, err := initdata.Decode(template.Annotations[initdata.Annotation])
+		if err != nil {
+			return fmt.Errorf("initdata of %s: %w", name, err)
+		}
+		row := fmt.Sprintf("<bdi>%s</bdi>", name)
+		policy := fmt.Sprintf("policy <code>%.12s…</code>", initdata.Digest(document))
+		if strings.Contains(string(page), row) && strings.Contains(string(page), policy) {
+			shown++
+		}
+	}
+	saw := fmt.Sprintf("%d of %d", shown, len(d.shop.templates))
+	if strings.Contains(string(page), "Not part of this mesh") {
+		saw += ", and strangers"
+	}
+	want := fmt.Sprintf("%d of %[1]d", len(d.shop.templates))
+	d.table.add("report.html shows the shop's pods by their policies", "-", want, saw, saw == want)
+	return nil
 }
 
 // checkGate lets a host start a workload without its mesh: listening is all that the workload can do.

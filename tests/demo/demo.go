@@ -331,8 +331,17 @@ func (d *demo) setManifest(ctx context.Context, dep deployment, vm *netlab.PodVM
 }
 
 func (d *demo) verify(ctx context.Context) error {
-	return d.ownerRuns(ctx, binary("portcullis"), "verify", "--coordinator", fmt.Sprintf("[%s]:%d", d.pods["coordinator"].VM.IPv6, api.Port),
-		"--manifest", filepath.Join(d.shop.dir, "manifest.json"), "--output", filepath.Join(d.shop.dir, "verified"))
+	yaml := filepath.Join(d.shop.dir, "shop.yaml")
+	if d.broke == "report" {
+		yaml = d.path("shop.in.yaml")
+	}
+	err := d.ownerRuns(ctx, binary("portcullis"), "verify", "--coordinator", fmt.Sprintf("[%s]:%d", d.pods["coordinator"].VM.IPv6, api.Port),
+		"--manifest", filepath.Join(d.shop.dir, "manifest.json"), "--output", filepath.Join(d.shop.dir, "verified"),
+		"--html", d.path("report.html"), "--yaml", yaml)
+	if err != nil {
+		return err
+	}
+	return d.checkReport()
 }
 
 func (d *demo) startPods(ctx context.Context) error {

@@ -88,12 +88,13 @@ func (d *demo) run(ctx context.Context) error {
 		{"generate: annotated YAML becomes injected YAML and manifest.json", d.generate},
 		{"coordinator: a podVM with its guard up, an empty store, and no trust in anyone", d.startCoordinator},
 		{"set: the workload owner attests the Coordinator, signs the manifest and hands it over", d.set},
-		{"verify: the data owner checks evidence and history and pins mesh-ca.pem and root-ca.pem", d.verify},
+		{"verify: the data owner checks evidence and history, pins mesh-ca.pem and root-ca.pem, and reads report.html", d.verify},
 		{"gate: a host that starts workloads first, or never starts the mesh, gets nothing out of them", d.checkGate},
 		{"pods: each in its podVM: guard, Initializer, mesh proxy with Envoy, workload", d.startPods},
 		{"mesh: who may talk to whom", d.checkMesh},
 		{"strangers: a pod of another Coordinator, and a podVM with another measurement", d.checkStrangers},
 		{"failure: an Envoy is killed, and its supervisor stopped", d.checkFailure},
+		{"secrets: none is in what a host collects", d.checkSecrets},
 	}
 	began := time.Now()
 	for i, s := range steps {

@@ -16,6 +16,7 @@ type sabotage struct {
 
 // sabotages covers every check of the table: a check that nothing can fail says nothing.
 var sabotages = []sabotage{
+	{"report", "the data owner is given YAML that was never injected", []string{"report.html shows the shop's pods by their policies"}},
 	{"early-gate", "root in the guest removes the guard before the mesh starts", []string{
 		"billing runs, its mesh proxy was never started",
 	}},
@@ -47,6 +48,7 @@ var sabotages = []sabotage{
 		"billing:8080, Envoy killed, plain HTTP",
 	}},
 	{"envoy-alive", "Envoy is not killed", []string{"billing:8080, Envoy killed, mTLS"}},
+	{"leak", "cart's key is in a log", []string{"secrets in logs, metrics and store"}},
 	{"supervisor", "the supervisor stays stopped", []string{"billing:8080, supervisor runs again, mTLS"}},
 }
 
