@@ -120,7 +120,7 @@ sslyze: ## fetch the pinned sslyze into the cache; with it `make test` compares 
 demo-packages:
 	@tools/packages.sh nftables netbase iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
 test-packages: demo-packages
-	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd chromium
+	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd chromium bash-completion groff-base patch
 matrix-packages:
 	@tools/packages.sh iptables
 

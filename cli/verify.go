@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -123,11 +122,11 @@ func (f *verifyFlags) readPods(cmd *cobra.Command) ([]generate.Measured, error) 
 	if len(f.yaml) == 0 {
 		return nil, nil
 	}
-	paths, err := yamlFiles(f.yaml)
+	inputs, err := findInputs(cmd, f.yaml, f.manifest, f.html)
 	if err != nil {
 		return nil, err
 	}
-	files, err := readInputs(cmd, paths)
+	files, err := readInputs(cmd, inputs)
 	if err != nil {
 		return nil, err
 	}
@@ -139,42 +138,6 @@ func (f *verifyFlags) readPods(cmd *cobra.Command) ([]generate.Measured, error) 
 		pods = []generate.Measured{}
 	}
 	return pods, nil
-}
-
-// yamlFiles is each file once, those of folders in their order. Hidden files, as editors leave them, are not a person's.
-func yamlFiles(paths []string) ([]string, error) {
-	var all []string
-	add := func(path string) {
-		if path = filepath.Clean(path); !slices.Contains(all, path) {
-			all = append(all, path)
-		}
-	}
-	for _, root := range paths {
-		info, err := os.Stat(root)
-		if root == stdio || err == nil && !info.IsDir() {
-			add(root)
-			continue
-		}
-		before := len(all)
-		err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			switch hidden := path != root && strings.HasPrefix(d.Name(), "."); {
-			case err != nil:
-				return err
-			case hidden && d.IsDir():
-				return fs.SkipDir
-			case !hidden && d.Type().IsRegular() && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)):
-				add(path)
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("read the YAML: %w", err)
-		}
-		if len(all) == before {
-			return nil, malformed("give the folder that generate wrote to", "read the YAML: %s has no .yaml, .yml or .json file", root)
-		}
-	}
-	return all, nil
 }
 
 // writeRefusal writes the page that says no in the place of the one that was asked for, so that an older one there, which

@@ -177,8 +177,13 @@ type replica struct {
 
 func newReplicas(t *testing.T, n int) *replicas {
 	t.Helper()
+	return newReplicasOn(t, "SNP", n)
+}
+
+func newReplicasOn(t *testing.T, platform string, n int) *replicas {
+	t.Helper()
 	rs := &replicas{
-		store: newShared(), owner: newKey(t, elliptic.P256()), hardware: platforms(t)["SNP"], running: make([]*replica, n),
+		store: newShared(), owner: newKey(t, elliptic.P256()), hardware: platforms(t)[platform], running: make([]*replica, n),
 	}
 	rs.addresses = slices.Repeat([]string{"127.0.0.1:0"}, n)
 	for i := range n {
@@ -187,7 +192,7 @@ func newReplicas(t *testing.T, n int) *replicas {
 	return rs
 }
 
-// start begins the life of number i, at the address that it had before.
+// start begins the life of number i, at the address that it had before if nobody took that meanwhile.
 func (rs *replicas) start(t *testing.T, i int, options ...option) *replica {
 	t.Helper()
 	cache, err := collateral.New(collateral.Config{Transport: rs.hardware.vendor})
@@ -198,6 +203,9 @@ func (rs *replicas) start(t *testing.T, i int, options ...option) *replica {
 	r := &replica{fixture: &fixture{log: &netlab.Log{}}, view: new(view)}
 	r.view.to.Store(rs.store)
 	listener, err := net.Listen("tcp", rs.move(i, "127.0.0.1:9"))
+	if err != nil {
+		listener, err = net.Listen("tcp", "127.0.0.1:0")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -354,19 +362,19 @@ func TestReplicasAreOneAuthorityWhileOneOfThemLives(t *testing.T) {
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer stopWatching()
-	clients := make([]*api.Client, len(rs.addresses))
-	for i, address := range rs.addresses {
-		if clients[i], err = api.New(address); err != nil {
-			t.Fatal(err)
-		}
-	}
 	rounds := 0
 	watching.Go(func() {
 		p := snpPod(t, webPolicy)
 		for watched.Err() == nil {
 			before := *authorities.Load()
 			var failures []error
-			issued := slices.ContainsFunc(clients, func(c *api.Client) bool {
+			addresses, _ := rs.peers(watched)
+			issued := slices.ContainsFunc(addresses, func(address string) bool {
+				c, err := api.New(address)
+				if err != nil {
+					t.Error(err)
+					return false
+				}
 				nonce, err := c.Nonce(watched)
 				if err == nil {
 					var resp *api.CertificateResponse
@@ -453,8 +461,34 @@ func TestReplicasAreOneAuthorityWhileOneOfThemLives(t *testing.T) {
 	rs.running[0].metric(t, `portcullis_peers_asked_total{outcome="ok"} 1`)
 }
 
+func TestReplicasOnTDXRecoverFromEachOther(t *testing.T) {
+	t.Parallel()
+	rs := newReplicasOn(t, "TDX", 2)
+	set, err := rs.running[0].Set(t.Context(), rs.request(t, rs.manifest(t), [32]byte{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []int{1, 0} {
+		r := rs.restart(t, i)
+		r.at(t, set.TransitionHash)
+		resp, err := r.Attest(t.Context(), random(t, api.NonceSize))
+		if err != nil || !bytes.Equal(resp.MeshCA, set.MeshCA) {
+			t.Errorf("replica %d is another authority: %v", i, err)
+		}
+	}
+	// Another image under the same policy is none of them.
+	rs.running[1].stop()
+	stranger := rs.hardware
+	r := rs.start(t, 1, func(c *coordinator.Config) { c.Issuer = stranger.stranger })
+	eventually(t, "the refusal", r.log, func() bool { return len(r.log.Entries("no state from this peer")) > 1 })
+	if field := rs.running[0].says(t, "peer refused")["field"]; field != stranger.field {
+		t.Errorf("field %v, want %s", field, stranger.field)
+	}
+}
+
 // Whoever loses a race is told so, whether the two are fresh or not.
 func TestOneOfTwoReplicasRacingWithSetWins(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	var previous [32]byte
 	for round := range 4 {
@@ -483,6 +517,7 @@ func TestOneOfTwoReplicasRacingWithSetWins(t *testing.T) {
 
 // The losers of a race that was over before they looked are told the same, not to wait.
 func TestSetAtAReplicaThatWasOvertaken(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	nobody := func(c *coordinator.Config) { c.Peers = nil }
 	late := rs.restart(t, 1, nobody)
@@ -499,6 +534,7 @@ func TestSetAtAReplicaThatWasOvertaken(t *testing.T) {
 
 // A replica that another one overtook certifies nobody under the manifest that is over, nor says that it were in force.
 func TestOvertakenReplicaStopsServing(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	owners := seedshareOwners(t, 1)
 	shareOwners := sharedAmong(t, 1, owners...)
@@ -545,6 +581,7 @@ func TestOvertakenReplicaStopsServing(t *testing.T) {
 // Where nobody is left who knows the newest manifest's mesh CA, its seed-share owners make another one, and whoever
 // comes back follows them.
 func TestOwnersRecoverAnOvertakenReplica(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	owners := seedshareOwners(t, 1)
 	shareOwners := sharedAmong(t, 1, owners...)
@@ -628,6 +665,7 @@ func (rs *replicas) verifyRecovery(t *testing.T, r *replica, text []byte) *api.V
 // All replicas died, and owners recover two of them at the same moment: one of them makes the mesh CA, and the other takes it
 // over, whichever way the race goes.
 func TestOwnersWhoRecoverTwoReplicasAtOnceMakeOneMeshCA(t *testing.T) {
+	t.Parallel()
 	for name, options := range map[string]struct {
 		late bool
 		want []api.Code
@@ -706,6 +744,7 @@ func TestOwnersWhoRecoverTwoReplicasAtOnceMakeOneMeshCA(t *testing.T) {
 
 // The store did what it was asked for, and the answer was lost: the owner who set the manifest is told that it is in force.
 func TestCommitWhoseAnswerIsLost(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 1)
 	r := rs.running[0]
 	r.view.answered = func() error { return errors.New("the connection broke") }
@@ -739,6 +778,7 @@ func TestCommitWhoseAnswerIsLost(t *testing.T) {
 
 // Without its store a replica serves what it knows, and takes no manifest.
 func TestReplicaWithoutItsStoreGoesOnServing(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	set, err := rs.running[0].Set(t.Context(), rs.request(t, rs.manifest(t), [32]byte{}))
 	if err != nil {
@@ -759,6 +799,7 @@ func TestReplicaWithoutItsStoreGoesOnServing(t *testing.T) {
 // What a mesh CA signed for the next one before its key was forgotten is handed on with the state: any replica answers the pods of
 // before, and has the new ones accept them.
 func TestReplicasShareTheOverlapOfTwoManifests(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	within := succeededWithin(t, time.Hour)
 	first, err := rs.running[0].Set(t.Context(), rs.request(t, rs.manifest(t, within), [32]byte{}))
