@@ -187,6 +187,15 @@ Coordinator was restarted. Nobody but the owner can read a share; keep copies.`,
 			if _, err := fmt.Fprintf(out, "%s %s %s, transition %x\n", s.client, what, f.manifest, v.TransitionHash); err != nil {
 				return err
 			}
+			if n := len(v.History); n > 1 && !already {
+				if d := v.History[n-2].Manifest.Overlap(); d > 0 {
+					_, err := fmt.Fprintf(out, "pods of the manifest before and of this one accept each other for %v; "+
+						"running pods hear of it within 2 minutes: roll out after that\n", d)
+					if err != nil {
+						return err
+					}
+				}
+			}
 			if len(shares) > 0 && len(v.History) == 1 {
 				_, err = fmt.Fprintf(out, "wrote %s: hand each sealed share of the seed to its owner; it takes %d to "+
 					"recover a restarted Coordinator (portcullis recover)\n", strings.Join(shares, ", "), s.manifest.SeedshareThreshold)

@@ -30,7 +30,8 @@ func newVerify() *cobra.Command {
 hardware and the image are those of the manifest, that the Coordinator enforces exactly this manifest, and that every
 manifest before it was replaced by its owners. Only then it writes, into the output folder,
 
-  mesh-ca.pem    every peer under this CA was attested against this manifest
+  mesh-ca.pem    every peer under this CA was attested against this manifest, or, where the manifest names Successors, against
+                 the next one of its owners, for as long as it says
   root-ca.pem    the same for this manifest and all that its owners put in its place later
   history/       each manifest that was ever enforced, with its signatures
 
@@ -205,14 +206,20 @@ func reportVerified(cmd *cobra.Command, r *report.Report, asJSON bool) error {
 	if asJSON {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
+	successors := "none: mesh-ca.pem is for this manifest alone"
+	if d := r.Successors; d != "" {
+		successors = "mesh-ca.pem also accepts the next manifest, which this one's owners choose, until " + d + " after it is set"
+	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), `%s is genuine and enforces the manifest
   platform     %s
   policy hash  %s
   measurement  %s
   transition   %s, number %d of its history
   checks       %s
+  successors   %s
 wrote %s
-`, r.Coordinator, r.Platform, r.PolicyHash, r.Measurement, r.TransitionHash, r.Manifests, summary(r.Checks), strings.Join(r.Written, ", "))
+`, r.Coordinator, r.Platform, r.PolicyHash, r.Measurement, r.TransitionHash, r.Manifests, summary(r.Checks), successors,
+		strings.Join(r.Written, ", "))
 	return err
 }
 

@@ -56,7 +56,9 @@ type Report struct {
 	ManifestHash   string               `json:"manifestHash"`
 	TransitionHash string               `json:"transitionHash"`
 	Manifests      int                  `json:"manifests"`
-	Written        []string             `json:"written"`
+	// Successors is how long after it is set the next manifest is accepted under the mesh CA; empty where it is not.
+	Successors string   `json:"successors,omitempty"`
+	Written    []string `json:"written"`
 	// Findings are what a reader should not overlook, the worst first.
 	Findings        []Finding        `json:"findings"`
 	Certificates    []Certificate    `json:"certificates"`
@@ -153,6 +155,7 @@ func New(in Input) (*Report, error) {
 		Simulated: m.Simulated() || (v.Claims.Platform != attestation.SNP && v.Claims.Platform != attestation.TDX),
 		TCB:       tcb(v.Claims), Reference: v.Reference,
 		ManifestHash: hex.EncodeToString(hash[:]), TransitionHash: hex.EncodeToString(v.TransitionHash[:]), Manifests: len(v.History),
+		Successors:   successors(v),
 		Written:      []string{in.MeshCAFile, in.RootCAFile, in.HistoryFolder},
 		Certificates: []Certificate{certificate("mesh CA", in.MeshCAFile, v.MeshCA), certificate("root CA", in.RootCAFile, v.RootCA)},
 		Policies:     policies(m, in.Pods),
@@ -263,4 +266,11 @@ func (r *Report) findings() []Finding {
 		}
 	}
 	return sorted
+}
+
+func successors(v *api.Verified) string {
+	if d := v.Latest().Overlap(); d > 0 {
+		return d.String()
+	}
+	return ""
 }
