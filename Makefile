@@ -32,6 +32,7 @@ demo-broken: demo-packages envoy build ## break each thing that the demo checks,
 test: test-packages envoy build lint ## all checks and tests
 	CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
 	GOFLAGS= go -C tools/prometheus test -count=1 ./... # of docs/, which Go's cache of tests does not look at
+	GOFLAGS= go -C tools/openapi test -count=1 ./...
 
 .PHONY: test-cluster
 test-cluster: test-packages vendor/modules.txt ## what is asked of Kubernetes, against a real kube-apiserver and etcd; the first time builds them, some 8 minutes

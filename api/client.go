@@ -139,6 +139,15 @@ func (c *Client) PeerState(ctx context.Context, req PeerRequest) (*PeerResponse,
 	return post[PeerResponse](ctx, c, PathPeerState, req, maxAnswer)
 }
 
+// Successor asks for the cross-certificate of what came after the mesh CA with that SHA-256; nil is nothing yet.
+func (c *Client) Successor(ctx context.Context, meshCA [32]byte) ([]byte, error) {
+	resp, err := post[SuccessorResponse](ctx, c, PathSuccessor, SuccessorRequest{MeshCA: meshCA[:]}, maxAnswer)
+	if err != nil {
+		return nil, err
+	}
+	return resp.Successor, nil
+}
+
 // Error is a Coordinator's refusal, or any other answer that is not 200.
 type Error struct {
 	Problem

@@ -12,6 +12,7 @@ import (
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/pki"
 )
 
 // Verified is what a Coordinator's answer to Attest proved.
@@ -198,6 +199,16 @@ func (f FormerOwners) VerifyBeforeSet(
 		return nil, err
 	}
 	if v.MeshCA, err = v.parseCA("mesh CA", resp.MeshCA); err != nil {
+		return nil, err
+	}
+	// Whoever reads in the manifest that it allows no successors must be able to pin its mesh CA for exactly that.
+	allowed := v.Latest().Overlap() > 0
+	if err := v.check(Check{
+		Name: "mesh CA", Of: "successors",
+		Want: fmt.Sprintf("it may certify the next mesh CA: %t, as its manifest says", allowed),
+		Got:  fmt.Sprintf("%t", pki.AllowsSuccessor(v.MeshCA)),
+	}, failUnless(pki.AllowsSuccessor(v.MeshCA) == allowed, "its path length is %d, and its manifest allows successors: %t",
+		v.MeshCA.MaxPathLen, allowed)); err != nil {
 		return nil, err
 	}
 	if err := v.check(Check{

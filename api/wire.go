@@ -20,6 +20,7 @@ const (
 	PathManifest    = "/v1/manifest"
 	PathNonce       = "/v1/mesh/nonce"
 	PathCertificate = "/v1/mesh/certificate"
+	PathSuccessor   = "/v1/mesh/successor"
 	PathRecover     = "/v1/recover"
 	PathPeerState   = "/v1/peer/state"
 	PathHealth      = "/healthz"
@@ -186,6 +187,9 @@ type CertificateResponse struct {
 	Chain  [][]byte `json:"chain"`
 	MeshCA []byte   `json:"meshCa"`
 	RootCA []byte   `json:"rootCa"`
+	// Predecessor is the mesh CA of the manifest before, while the two overlap. The leaf names its SHA-256, and until when it
+	// is accepted, in pki.PredecessorExtension: so all that covers the leaf covers this.
+	Predecessor []byte `json:"predecessor,omitempty"`
 	// TransitionHash names the manifest that the certificate was issued under.
 	TransitionHash []byte `json:"transitionHash"`
 	// WorkloadSecret is sealed to HPKEKey: encapsulated key || ciphertext, info LabelSecret,
@@ -201,6 +205,20 @@ type Health struct {
 	State string `json:"state"`
 	// Detail says of a split history what it is that the store contradicts.
 	Detail string `json:"detail,omitempty"`
+}
+
+// SuccessorRequest asks what has come after a mesh CA. It is for pods that cannot renew any more, and proves nothing: what is
+// answered is public.
+type SuccessorRequest struct {
+	// MeshCA is the SHA-256 of the mesh CA that the requester holds.
+	MeshCA []byte `json:"meshCa"`
+}
+
+// SuccessorResponse is empty while nothing has come after it that its manifest let come, or where that is over.
+type SuccessorResponse struct {
+	// Successor is the cross-certificate: the next mesh CA's name and key, signed by the one that was asked about, which protects
+	// it (pki.VerifySuccessor).
+	Successor []byte `json:"successor,omitempty"`
 }
 
 // Problem is the body of every error (RFC 9457, application/problem+json).

@@ -17,10 +17,12 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"portcullis.dev/portcullis"
 )
 
 // Version is this release's. It names the images that generate injects.
-const Version = "v0.1.0"
+const Version = portcullis.Version
 
 // Streams are where a command reads and writes.
 type Streams struct {
@@ -57,7 +59,7 @@ Exit codes: 0 done, 1 failed, 2 usage or malformed input, 3 a check was made and
 	root.SetErr(streams.Err)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageOf(cmd, err) })
 	root.AddCommand(newGenerate(), newLint(), newSet(), newVerify(), newSign(), newKeygen(), newRecover(),
-		newAttest(), newInspect(), newMeasure(), newCoordinatorYAML(), newVersion())
+		newAttest(), newInspect(), newMeasure(), newCoordinatorYAML(), newAudit(), newVersion())
 	return root
 }
 

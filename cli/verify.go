@@ -10,10 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -253,14 +251,6 @@ func reportVerified(cmd *cobra.Command, r *report.Report, asJSON bool) error {
 wrote %s
 `, r.Coordinator, r.Platform, r.PolicyHash, r.Measurement, r.TransitionHash, r.Manifests, summary(r.Checks), strings.Join(r.Written, ", "))
 	return err
-}
-
-// printable quotes what would be more than text to a terminal.
-func printable(s string) string {
-	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return strconv.Quote(s)
-	}
-	return s
 }
 
 // summary names each check once, with how often it was made.

@@ -27,6 +27,7 @@ type generation struct {
 	root      *x509.Certificate
 	mesh      *pki.MeshCA
 	meshHash  [32]byte // SHA-256 of the mesh CA
+	overlaps  overlaps // with the manifests before
 	validator attestation.Validator
 }
 
@@ -56,6 +57,9 @@ func (g *generation) successor(
 	if err := next.newMeshCA(before+1, now); err != nil {
 		return nil, err
 	}
+	if err := next.succeed(g, now); err != nil {
+		return nil, err
+	}
 	return next, nil
 }
 
@@ -68,7 +72,11 @@ func (g *generation) take(seed pki.Seed, now time.Time) (err error) {
 
 // newMeshCA gives g the authority of its manifest, whose key nobody had before, as the store's change number sequence.
 func (g *generation) newMeshCA(sequence uint64, now time.Time) (err error) {
-	if g.mesh, err = pki.NewMeshCA(g.root, g.seed.RootKey(), g.transition.Hash, now); err != nil {
+	newMeshCA := pki.NewMeshCA
+	if g.transition.Manifest.Overlap() > 0 {
+		newMeshCA = pki.NewMeshCAWithSuccessors
+	}
+	if g.mesh, err = newMeshCA(g.root, g.seed.RootKey(), g.transition.Hash, now); err != nil {
 		return err
 	}
 	g.meshHash = sha256.Sum256(g.mesh.Certificate.Raw)
@@ -110,6 +118,9 @@ func (g *generation) issue(
 		MeshCA:         g.mesh.Certificate.Raw,
 		RootCA:         g.root.Raw,
 		TransitionHash: g.transition.Hash[:],
+	}
+	if pki.NamesPredecessor(leaf) {
+		resp.Predecessor = g.mesh.Before.Predecessor.Raw
 	}
 	if id := policy.WorkloadSecretID; id != "" {
 		if err := resp.Seal(req, g.seed.WorkloadSecret(string(id))); err != nil {

@@ -35,6 +35,7 @@ import (
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/collateral"
+	"portcullis.dev/portcullis/coordinator/audit"
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/manifest"
 )
@@ -56,6 +57,8 @@ type Config struct {
 	// SNPRoots and TDXRoots are for tests, as in manifest.ValidatorOptions. Nil means the vendors' own.
 	SNPRoots map[string]*x509.Certificate
 	TDXRoots []*x509.Certificate
+	// Audit records every decision, where there is one (package audit). Who opened it closes it.
+	Audit *audit.Log
 	// Log receives what operators need to know: issued certificates, transitions, and every refusal with its reason.
 	Log *slog.Logger
 }
@@ -66,6 +69,7 @@ type Coordinator struct {
 	issuer         attestation.Issuer
 	allowSimulated bool
 	validation     manifest.ValidatorOptions
+	audit          *audit.Log
 	log            *slog.Logger
 	metrics        *metrics
 	hpkeKey        hpke.PrivateKey
@@ -99,6 +103,7 @@ func New(ctx context.Context, cfg Config) (*Coordinator, error) {
 		issuer:         cfg.Issuer,
 		allowSimulated: cfg.AllowSimulatedTEE,
 		validation:     manifest.ValidatorOptions{SNPRoots: cfg.SNPRoots, TDXRoots: cfg.TDXRoots},
+		audit:          cfg.Audit,
 		log:            cfg.Log,
 		hpkeKey:        key,
 		peers:          cfg.Peers,
@@ -128,6 +133,9 @@ func New(ctx context.Context, cfg Config) (*Coordinator, error) {
 			"owners", len(r.owners()), "threshold", r.threshold())
 	case !errors.Is(err, store.ErrNotFound):
 		return nil, fmt.Errorf("read the store: %w", err)
+	}
+	if err := c.auditStart(); err != nil {
+		return nil, err
 	}
 	return c, nil
 }

@@ -142,7 +142,7 @@ func start(t *testing.T, options ...option) *fixture {
 	if f.coordinator, err = coordinator.New(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	f.server = httptest.NewServer(f.coordinator.Handler())
+	f.server = httptest.NewServer(described(t, f.coordinator.Handler()))
 	t.Cleanup(f.server.Close)
 	if f.Client, err = api.New(f.server.URL); err != nil {
 		t.Fatal(err)
@@ -687,7 +687,7 @@ func TestCertificateIsRefused(t *testing.T) {
 		`portcullis_evidence_rejected_total{field="MEASUREMENT"} 1`,
 		`portcullis_evidence_rejected_total{field="REPORT_DATA"} 4`,
 		`portcullis_requests_total{outcome="bad-nonce",route="/v1/mesh/certificate"} 5`,
-		`portcullis_certificates_issued_total 0`,
+		`portcullis_certificates_issued_total{platform="simulated"} 0`,
 		`portcullis_generation 1`,
 		`portcullis_needs_recovery 0`,
 	} {

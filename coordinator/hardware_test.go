@@ -261,6 +261,10 @@ func TestPodsWaitForTheVendor(t *testing.T) {
 			if reason, _ := last(t, f.log, "certificate refused")["reason"].(string); !strings.Contains(reason, "is not available") {
 				t.Errorf("reason %q", reason)
 			}
+			vendor := map[attestation.Platform]string{attestation.SNP: "amd", attestation.TDX: "intel"}[attestation.Platform(strings.ToLower(name))]
+			if got := sample(t, f.scrape(t), "evidence_unavailable_total", "vendor", vendor); got < 1 {
+				t.Errorf("the vendor %s was not available %v times", vendor, got)
+			}
 
 			n.down.Store(false)
 			c.ahead.Store(int64(time.Hour)) // the time that a vendor is left alone is over

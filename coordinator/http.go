@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"mime"
 	"net/http"
+	"reflect"
 	"runtime/debug"
 	"time"
 
@@ -28,25 +29,54 @@ const (
 
 // Handler answers the routes of package api.
 func (c *Coordinator) Handler() http.Handler {
-	mux := http.NewServeMux()
+	return c.routes()
+}
+
+// routes is every route. docs/openapi.yaml describes them, and a test compares both.
+func (c *Coordinator) routes() *router {
+	mux := &router{mux: http.NewServeMux()}
 	mux.Handle(api.PathAttest, route(c, maxSmallBody, nil, c.attest))
 	mux.Handle(api.PathManifest, route(c, maxManifestBody, c.setting, c.set))
 	mux.Handle(api.PathNonce, route(c, maxSmallBody, nil, c.nonce))
 	mux.Handle(api.PathCertificate, route(c, maxCertificateBody, nil, c.certificate))
+	mux.Handle(api.PathSuccessor, route(c, maxSmallBody, nil, c.successor))
 	mux.Handle(api.PathRecover, route(c, maxSmallBody, nil, c.takeShare))
 	mux.Handle(api.PathPeerState, route(c, maxCertificateBody, nil, c.giveState))
 	mux.Handle(api.PathHealth, get(http.HandlerFunc(c.health)))
 	mux.Handle(api.PathReady, get(http.HandlerFunc(c.ready)))
 	mux.Handle(api.PathMetrics, get(promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})))
-	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { problem(api.CodeNotFound).write(w) })
+	mux.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { problem(api.CodeNotFound).write(w) })
 	return mux
+}
+
+// router is a ServeMux that knows what it serves.
+type router struct {
+	mux       *http.ServeMux
+	endpoints []endpoint
+}
+
+func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) { r.mux.ServeHTTP(w, req) }
+
+// Handle adds a route that route or get made.
+func (r *router) Handle(path string, e endpoint) {
+	e.path = path
+	r.endpoints = append(r.endpoints, e)
+	r.mux.Handle(path, e)
+}
+
+// endpoint is one route.
+type endpoint struct {
+	http.Handler
+	path, method      string
+	maxBody           int64        // 0 where the method takes no body
+	request, response reflect.Type // nil where it is not JSON of package api
 }
 
 // route makes a handler of a function from request to answer: POST and JSON only, the body bounded, one deadline. Where
 // bodies are large, a gate bounds how many are in memory.
 func route[Request, Response any](
 	c *Coordinator, maxBody int64, bodies *gate, answer func(context.Context, *Request) (*Response, error),
-) http.Handler {
+) endpoint {
 	serve := func(w http.ResponseWriter, r *http.Request) (*Response, error) {
 		if r.Method != http.MethodPost {
 			w.Header().Set("Allow", http.MethodPost)
@@ -67,7 +97,7 @@ func route[Request, Response any](
 		}
 		return answer(ctx, req)
 	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		defer func() {
 			if p := recover(); p != nil {
 				c.log.Error("panic", "route", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
@@ -82,6 +112,7 @@ func route[Request, Response any](
 				refused = problem(api.CodeInternal).because(err)
 			}
 			c.logRefusal(r, refused)
+			c.auditRefusal(r, refused)
 			c.metrics.request(r.URL.Path, refused.code)
 			refused.write(w)
 			return
@@ -89,6 +120,10 @@ func route[Request, Response any](
 		c.metrics.request(r.URL.Path, "")
 		writeJSON(w, http.StatusOK, "application/json", resp)
 	})
+	return endpoint{
+		Handler: handler, method: http.MethodPost, maxBody: maxBody,
+		request: reflect.TypeFor[Request](), response: reflect.TypeFor[Response](),
+	}
 }
 
 func decode(w http.ResponseWriter, r *http.Request, maxBody int64, into any) error {
@@ -112,11 +147,13 @@ func decode(w http.ResponseWriter, r *http.Request, maxBody int64, into any) err
 	return nil
 }
 
+// refusedMessages are what the log calls a refusal, for every route that has them.
 var refusedMessages = map[string]string{
 	api.PathAttest:      "attestation refused",
 	api.PathManifest:    "manifest refused",
 	api.PathNonce:       "nonce refused",
 	api.PathCertificate: "certificate refused",
+	api.PathSuccessor:   "successor refused",
 	api.PathRecover:     "seed share refused",
 	api.PathPeerState:   "peer refused",
 }
@@ -148,15 +185,15 @@ func reason(err error) []slog.Attr {
 }
 
 // get admits GET and HEAD.
-func get(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+func get(h http.Handler) endpoint {
+	return endpoint{method: http.MethodGet, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && r.Method != http.MethodHead {
 			w.Header().Set("Allow", "GET, HEAD")
 			problem(api.CodeMethodNotAllowed).write(w)
 			return
 		}
 		h.ServeHTTP(w, r)
-	})
+	})}
 }
 
 // health says that the process answers.
@@ -169,9 +206,13 @@ func (c *Coordinator) health(w http.ResponseWriter, _ *http.Request) {
 }
 
 // ready says that requests make sense: also to a fresh Coordinator, whose first manifest comes by the way that
-// readiness opens, and not to one that needs recovery. One whose store contradicts it serves the newest manifest that it
-// knows, so it is ready, and says what is wrong.
+// readiness opens, and not to one that needs recovery, or cannot write its audit log. One whose store contradicts it serves the
+// newest manifest that it knows, so it is ready, and says what is wrong.
 func (c *Coordinator) ready(w http.ResponseWriter, _ *http.Request) {
+	if err := c.audit.Status().Err; err != nil {
+		problem(api.CodeUnavailable).saying(auditUnwritable).write(w)
+		return
+	}
 	if r := c.recovering.Load(); r != nil {
 		problem(r.code()).write(w)
 		return

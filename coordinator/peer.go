@@ -52,6 +52,8 @@ type peerState struct {
 	MeshCA       []byte `json:"meshCa"`
 	Intermediate []byte `json:"intermediate"`
 	RootCA       []byte `json:"rootCa"` // its key follows from the seed; replicas also show one certificate of it
+	// Overlaps are with the manifests before; the keys that signed them are gone.
+	Overlaps overlaps `json:"overlaps,omitempty"`
 }
 
 // state is g as its peers need it.
@@ -63,6 +65,7 @@ func (g *generation) state() (secret.Bytes, error) {
 	text, err := json.Marshal(peerState{
 		Seed: g.seed.Reveal(), MeshKey: key,
 		MeshCA: g.mesh.Certificate.Raw, Intermediate: g.mesh.Intermediate.Raw, RootCA: g.root.Raw,
+		Overlaps: g.overlaps,
 	})
 	if err != nil {
 		return secret.Bytes{}, fmt.Errorf("encode the state: %w", err)
@@ -193,6 +196,10 @@ func (c *Coordinator) takeOver(ctx context.Context, r *recovery, g *generation) 
 	if c.recovering.Load() != r {
 		return false
 	}
+	if err := c.auditRecovery(g); err != nil {
+		c.log.Warn("a peer's state is not used", "reason", err)
+		return false
+	}
 	c.activate(g)
 	c.log.Info("recovered from a peer", "generation", len(g.history), "transition", hex.EncodeToString(g.transition.Hash[:]))
 	return true
@@ -281,8 +288,10 @@ func (r *recovery) fromPeer(text secret.Bytes, now time.Time, log *slog.Logger) 
 	if err != nil {
 		return nil, errors.New("the mesh CA's key is not an ECDSA P-256 key")
 	}
-	g.mesh, err = pki.RestoreMeshCA(key, s.MeshCA, s.Intermediate, root, g.transition.Hash)
-	return g, err
+	if g.mesh, err = pki.RestoreMeshCA(key, s.MeshCA, s.Intermediate, root, g.transition.Hash); err != nil {
+		return nil, err
+	}
+	return g, g.adopt(s.Overlaps)
 }
 
 // badAnswer is an answer of a genuine peer that does not fit, or one that cannot be opened.

@@ -16,6 +16,7 @@ import (
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
+	"portcullis.dev/portcullis/coordinator/audit"
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
@@ -134,6 +135,12 @@ func (c *Coordinator) takeShare(ctx context.Context, req *api.RecoverRequest) (*
 		return nil, problem(api.CodeShareRepeated).because(fmt.Errorf("%s gave a share already", fingerprint(req.PublicKey)))
 	}
 	r.shares[owner] = share
+	if err := c.audit.Record(&audit.ShareTaken{
+		Owner: fingerprint(req.PublicKey), Collected: len(r.shares), Threshold: r.threshold(),
+	}); err != nil {
+		delete(r.shares, owner) // to be given again
+		return nil, unrecorded(err)
+	}
 	resp := &api.RecoverResponse{Collected: len(r.shares), Threshold: r.threshold()}
 	c.log.Info("seed share taken", "owner", fingerprint(req.PublicKey), "collected", resp.Collected, "threshold", resp.Threshold)
 	if resp.Collected < resp.Threshold {
@@ -145,8 +152,13 @@ func (c *Coordinator) takeShare(ctx context.Context, req *api.RecoverRequest) (*
 		r.startOver()
 		return nil, problem(api.CodeSharesDiscarded).because(err)
 	}
+	if err := c.auditRecovery(g); err != nil {
+		delete(r.shares, owner)
+		return nil, err
+	}
 	// Nobody is served under the new mesh CA before the store names it: then it is the only one.
 	if err := c.commit(ctx, nil, r.latest.text, g); err != nil {
+		c.auditNotKept(g.transition, err)
 		r.startOver()
 		if errors.Is(err, store.ErrConflict) {
 			return nil, problem(api.CodeConflict).because(err).saying(

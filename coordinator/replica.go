@@ -89,6 +89,9 @@ func (c *Coordinator) observe(ctx context.Context) error {
 	}
 	switch u := c.unanswered; {
 	case u != nil && bytes.Equal(text, u.latest.text):
+		if err := c.auditTransition(u.transition, len(u.history)); err != nil { // it was recorded as not kept
+			return err
+		}
 		c.activate(u)
 		c.log.Warn("a change that the store did not confirm has arrived there", "transition", hex.EncodeToString(u.transition.Hash[:]))
 		return nil
@@ -202,6 +205,7 @@ func (c *Coordinator) activate(g *generation) {
 	c.split.Store(nil)
 	c.active.Store(g)
 	c.recovering.Store(nil)
+	c.auditKept(g)
 }
 
 // stillServes says whether an answer that was made under g may be given.

@@ -35,6 +35,8 @@ type shared struct {
 	latest  []byte
 }
 
+var errDamaged = errors.New("latest is empty")
+
 func newShared() *shared { return &shared{objects: make(map[store.Name][]byte)} }
 
 func (s *shared) Object(_ context.Context, name store.Name) ([]byte, error) {
@@ -44,7 +46,7 @@ func (s *shared) Object(_ context.Context, name store.Name) ([]byte, error) {
 	if !ok {
 		return nil, store.ErrNotFound
 	}
-	return bytes.Clone(data), nil
+	return bytes.Clone(data), name.Verify(data)
 }
 
 func (s *shared) Latest(context.Context) ([]byte, error) {
@@ -53,10 +55,19 @@ func (s *shared) Latest(context.Context) ([]byte, error) {
 	if s.latest == nil {
 		return nil, store.ErrNotFound
 	}
+	if len(s.latest) == 0 {
+		return nil, errDamaged
+	}
 	return bytes.Clone(s.latest), nil
 }
 
-func (s *shared) Commit(_ context.Context, objects []store.Object, old, new []byte) error {
+func (s *shared) Commit(ctx context.Context, objects []store.Object, old, new []byte) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if len(new) == 0 {
+		return errDamaged
+	}
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	if (s.latest == nil) != (old == nil) || !bytes.Equal(s.latest, old) {
@@ -79,9 +90,14 @@ func (s *shared) copy() *shared {
 }
 
 func TestTheStoreOfTheseTestsIsAStore(t *testing.T) {
-	storetest.Run(t, func(*testing.T) (store.Store, func() store.Store) {
+	storetest.Run(t, func(*testing.T) storetest.Subject {
 		s := newShared()
-		return s, func() store.Store { return s }
+		get := func() store.Store { return s }
+		return storetest.Subject{
+			Store: get, Reopen: get,
+			ChangeObject: func(name store.Name, data []byte) { s.objects[name] = data },
+			ChangeLatest: func(value []byte) { s.latest = append([]byte{}, value...) },
+		}
 	})
 }
 
@@ -434,8 +450,8 @@ func TestReplicasAreOneAuthorityWhileOneOfThemLives(t *testing.T) {
 	stopWatching()
 	watching.Wait()
 	t.Logf("%d certificates meanwhile, and never none", rounds)
-	rs.running[0].metric(t, `portcullis_replica_state{state="active"} 1`)
-	rs.running[0].metric(t, `portcullis_replica_state{state="needs-recovery"} 0`)
+	rs.running[0].metric(t, `portcullis_state{state="active"} 1`)
+	rs.running[0].metric(t, `portcullis_state{state="needs-recovery"} 0`)
 	rs.running[0].metric(t, `portcullis_peers_asked_total{outcome="ok"} 1`)
 }
 
@@ -518,7 +534,7 @@ func TestOvertakenReplicaStopsServing(t *testing.T) {
 	if status, code, _ := lonely.health(t, api.PathReady); status != http.StatusServiceUnavailable || code != "needs-peer" {
 		t.Errorf("/readyz: %d %s", status, code)
 	}
-	lonely.metric(t, `portcullis_replica_state{state="needs-peer"} 1`)
+	lonely.metric(t, `portcullis_state{state="needs-peer"} 1`)
 	eventually(t, "a peer that does not answer", lonely.log, func() bool {
 		return slices.ContainsFunc(lonely.log.Entries("no state from this peer"), func(e map[string]any) bool {
 			return e["outcome"] == "unreachable" && e["peer"] == "127.0.0.1:9"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -109,7 +110,11 @@ func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetRes
 	if current != nil {
 		old = current.latest.text
 	}
+	if err := c.auditTransition(transition, len(next.history)); err != nil {
+		return nil, err
+	}
 	if err := c.commit(ctx, kept, old, next); err != nil {
+		c.auditNotKept(transition, err)
 		if errors.Is(err, store.ErrConflict) {
 			return nil, problem(api.CodeConflict).because(err)
 		}
@@ -117,6 +122,9 @@ func (c *Coordinator) set(ctx context.Context, req *api.SetRequest) (*api.SetRes
 	}
 	c.log.Info("manifest set", "generation", len(next.history), "transition", hex.EncodeToString(transition.Hash[:]),
 		"policies", len(transition.Manifest.Policies), "signatures", len(transition.Signatures))
+	if before := next.mesh.Before; before != nil {
+		c.log.Info("pods of the manifest before and of this one accept each other for a while", "until", before.Until())
+	}
 	return &api.SetResponse{
 		TransitionHash: transition.Hash[:], RootCA: next.root.Raw, MeshCA: next.mesh.Certificate.Raw,
 	}, nil
@@ -162,6 +170,7 @@ func (c *Coordinator) nonce(context.Context, *api.NonceRequest) (*api.NonceRespo
 // certificate certifies a pod that proves to be one of the manifest's. The checks come in the order of what they cost
 // the Coordinator, so that a stranger can make it do little.
 func (c *Coordinator) certificate(ctx context.Context, req *api.CertificateRequest) (*api.CertificateResponse, error) {
+	began := time.Now()
 	g, err := c.generation()
 	if err != nil {
 		return nil, err
@@ -191,7 +200,23 @@ func (c *Coordinator) certificate(ctx context.Context, req *api.CertificateReque
 	if err != nil {
 		return nil, err
 	}
-	return c.answer(ctx, g, req, key, claims, policy)
+	resp, err := c.answer(ctx, g, req, key, claims, policy)
+	if err == nil {
+		c.metrics.issueTime.Observe(time.Since(began).Seconds())
+	}
+	return resp, err
+}
+
+// successor says what came after a mesh CA. Pods of the manifest before ask every few minutes, so it costs a look into a list.
+func (c *Coordinator) successor(_ context.Context, req *api.SuccessorRequest) (*api.SuccessorResponse, error) {
+	g, err := c.generation()
+	if err != nil {
+		return nil, err
+	}
+	if len(req.MeshCA) != sha256.Size {
+		return nil, problem(api.CodeBadRequest).saying("meshCa is %d bytes long, want %d", len(req.MeshCA), sha256.Size)
+	}
+	return &api.SuccessorResponse{Successor: g.overlaps.after([sha256.Size]byte(req.MeshCA), time.Now())}, nil
 }
 
 // judge says which of the manifest's policies a pod has.
@@ -218,9 +243,10 @@ func (c *Coordinator) refuseEvidence(evidence attestation.Evidence, err error) e
 	judged := &judgedError{claimed: claimedPolicyHash(evidence), err: err}
 	rejected, ok := errors.AsType[*attestation.Rejected](err)
 	if !ok {
+		c.metrics.unavailable.WithLabelValues(vendor(evidence.Platform)).Inc()
 		return problem(api.CodeUnavailable).because(judged)
 	}
-	c.metrics.rejected(rejected.Field)
+	c.metrics.rejected.WithLabelValues(rejected.Field).Inc()
 	return problem(api.CodeEvidenceRejected).saying("the evidence's %s is not acceptable", rejected.Field).because(judged)
 }
 
@@ -247,7 +273,10 @@ func (c *Coordinator) answer(
 	if err := c.stillServes(g); err != nil {
 		return nil, err
 	}
-	c.metrics.issued.Inc()
+	if err := c.auditCertificate(g, req, claims, leaf); err != nil {
+		return nil, err
+	}
+	c.metrics.issued.WithLabelValues(string(claims.Platform)).Inc()
 	c.log.Info("certificate issued", "policyHash", claims.PolicyHash.String(), "serial", leaf.SerialNumber.Text(16),
 		"notAfter", leaf.NotAfter, "generation", len(g.history), "renewal", len(req.MeshCA) > 0)
 	return resp, nil

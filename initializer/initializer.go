@@ -8,7 +8,8 @@
 //
 // The threat is whoever stands between the two, the host first of all: it may answer in the Coordinator's place, with
 // parts of several answers or an old one. So nothing is stored before all of it was verified together, and what was
-// stored once is the pin: a pod never changes its mesh CA. Nothing here opens the guard but the explicit argument.
+// stored once is the pin: a pod never changes its mesh CA. What it accepts besides, while two manifests overlap, its own mesh
+// CA signed for (overlap.go). Nothing here opens the guard but the explicit argument.
 //
 // A host may also run a genuine Coordinator, with a manifest of its own that admits this pod. Against that there is Config.Pin;
 // without it, a pod's first mesh is that of whichever Coordinator answers.
@@ -22,7 +23,10 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
@@ -55,6 +59,7 @@ type Coordinator interface {
 	Nonce(context.Context) ([]byte, error)
 	Certificate(context.Context, api.CertificateRequest) (*api.CertificateResponse, error)
 	Attest(ctx context.Context, nonce []byte) (*api.AttestResponse, error)
+	Successor(ctx context.Context, meshCA [32]byte) ([]byte, error)
 }
 
 // Run obtains credentials, unless the volume holds good ones, renews them, and returns when ctx is done: an Initializer is
@@ -83,29 +88,75 @@ func Run(ctx context.Context, c Config) error {
 	case err != nil:
 		// Without the mesh CA that it holds, the pod would join whatever mesh answers.
 		return fmt.Errorf("read the credentials that are there: %w", err)
-	case held.good(time.Now()):
-		c.Log.Info("the volume holds credentials already", held.describe()...)
-		held.awaitRenewal(ctx)
 	}
 	if pin != nil {
 		c.Log.Info("this pod joins the mesh of one Coordinator alone", "policyHash", pin.PolicyHash.String(),
 			"workloadOwners", pin.WorkloadOwners.String())
 	}
+	k := &keeper{Config: c, pin: pin, held: held}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return k.renew(ctx) })
+	group.Go(func() error { return k.follow(ctx) })
+	return group.Wait()
+}
+
+// keeper is a volume and what is on it. renew and follow change it, one at a time.
+type keeper struct {
+	Config
+	pin *pinned
+
+	mutex sync.Mutex
+	held  *Credentials // replaced, never changed; nil before the first
+}
+
+func (k *keeper) current() *Credentials {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	return k.held
+}
+
+// change stores what f makes of the credentials that are held, nil for no change.
+func (k *keeper) change(f func(held *Credentials, now time.Time) *Credentials) error {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	now := time.Now()
+	next := f(k.held, now)
+	if next == nil {
+		return nil
+	}
+	if err := next.store(k.Dir, now); err != nil {
+		return fmt.Errorf("store the credentials in %s: %w", k.Dir, err)
+	}
+	k.held = next
+	return nil
+}
+
+// renew obtains credentials, unless there are good ones, and renews them until ctx is done.
+func (k *keeper) renew(ctx context.Context) error {
+	if held := k.current(); held != nil && held.good(time.Now()) {
+		k.Log.Info("the volume holds credentials already", held.describe()...)
+		held.awaitRenewal(ctx)
+	}
 	for ctx.Err() == nil {
 		// The old credentials stay where they are until there are others.
-		got, err := obtain(ctx, c, pin, held)
+		got, err := k.obtain(ctx)
 		if err != nil {
 			if ctx.Err() != nil {
 				break
 			}
 			return err
 		}
-		if err := got.store(c.Dir, time.Now()); err != nil {
-			return fmt.Errorf("store the credentials in %s: %w", c.Dir, err)
+		err = k.change(func(held *Credentials, _ time.Time) *Credentials {
+			if held != nil { // under the same mesh CA: what came after it is as good as before
+				got.Trust.Successor = held.Trust.Successor
+			}
+			return got
+		})
+		if err != nil {
+			return err
 		}
-		c.Log.Info("stored mesh credentials", got.describe()...)
-		held = got
-		held.awaitRenewal(ctx)
+		k.Log.Info("stored mesh credentials", got.describe()...)
+		got.awaitRenewal(ctx)
 	}
 	return nil
 }
@@ -145,14 +196,14 @@ func openGuard(ctx context.Context, c Config) error {
 }
 
 // obtain asks until it succeeds. It fails when ctx is done, and for a configuration that no retry can mend.
-func obtain(ctx context.Context, c Config, pin *pinned, held *Credentials) (*Credentials, error) {
+func (k *keeper) obtain(ctx context.Context) (*Credentials, error) {
 	request, err := newRequester()
 	if err != nil {
 		return nil, err
 	}
 	var b backoff
 	for {
-		got, err := attempt(ctx, c, request, pin, held)
+		got, err := k.attempt(ctx, request)
 		if err == nil {
 			return got, nil
 		}
@@ -165,8 +216,9 @@ func obtain(ctx context.Context, c Config, pin *pinned, held *Credentials) (*Cre
 		wait := b.next(retryAfter(err))
 		if isGenerationChanged(err) {
 			wait = max(wait, changedWait)
+			k.markChanged()
 		}
-		report(c.Log, err, wait)
+		report(k.Log, err, wait)
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -175,12 +227,29 @@ func obtain(ctx context.Context, c Config, pin *pinned, held *Credentials) (*Cre
 	}
 }
 
-func attempt(ctx context.Context, c Config, r *requester, pin *pinned, held *Credentials) (*Credentials, error) {
-	issuer, err := c.Issuer()
+// markChanged leaves a mark for operators that this pod should be rolled out again. Whoever said so may not be the
+// Coordinator: nothing but a mark depends on it, and other credentials do away with it.
+func (k *keeper) markChanged() {
+	err := k.change(func(held *Credentials, now time.Time) *Credentials {
+		if held == nil || !held.Changed.IsZero() {
+			return nil
+		}
+		marked := *held
+		marked.Changed = now
+		return &marked
+	})
+	if err != nil {
+		k.Log.Warn("it cannot be marked that the manifest has changed", "error", err.Error())
+	}
+}
+
+func (k *keeper) attempt(ctx context.Context, r *requester) (*Credentials, error) {
+	issuer, err := k.Issuer()
 	if err != nil {
 		return nil, err
 	}
-	got, err := r.ask(ctx, c.Coordinator, issuer, pin, held)
+	held := k.current()
+	got, err := r.ask(ctx, k.Coordinator, issuer, k.pin, held)
 	if err != nil {
 		return nil, err
 	}

@@ -41,12 +41,16 @@ type authority struct {
 	answer   api.CertificateResponse // CAs and transition, to start from
 	validity time.Duration
 	secretID string
+	// successors says whether the manifests that are set from now on allow the next one.
+	successors bool
 
 	mu       sync.Mutex
 	errs     []error // given to the first requests
 	spoil    func(*api.CertificateRequest, *api.CertificateResponse)
 	requests []api.CertificateRequest
 	nonces   int
+	after    func(meshCA [32]byte) ([]byte, error)
+	followed []time.Time // when somebody asked what came after
 }
 
 func newAuthority(t *testing.T) *authority {
@@ -68,7 +72,11 @@ func (a *authority) setManifest(n byte) {
 		a.t.Fatal(err)
 	}
 	transition := [32]byte{n}
-	if a.mesh, err = pki.NewMeshCA(root, a.seed.RootKey(), transition, time.Now()); err != nil {
+	newMeshCA := pki.NewMeshCA
+	if a.successors {
+		newMeshCA = pki.NewMeshCAWithSuccessors
+	}
+	if a.mesh, err = newMeshCA(root, a.seed.RootKey(), transition, time.Now()); err != nil {
 		a.t.Fatal(err)
 	}
 	a.answer = api.CertificateResponse{
@@ -99,6 +107,17 @@ func (a *authority) asked() int {
 
 func (*authority) Attest(context.Context, []byte) (*api.AttestResponse, error) {
 	return nil, errors.New("nobody but a pinned pod asks for the history")
+}
+
+// Successor is what was put into after.
+func (a *authority) Successor(_ context.Context, meshCA [32]byte) ([]byte, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.followed = append(a.followed, time.Now())
+	if a.after == nil {
+		return nil, nil
+	}
+	return a.after(meshCA)
 }
 
 func (a *authority) Certificate(_ context.Context, r api.CertificateRequest) (*api.CertificateResponse, error) {
@@ -137,6 +156,9 @@ func (a *authority) issue(r *api.CertificateRequest) (*api.CertificateResponse, 
 	}
 	answer := a.answer
 	answer.Chain = [][]byte{leaf.Raw, a.mesh.Intermediate.Raw}
+	if pki.NamesPredecessor(leaf) {
+		answer.Predecessor = a.mesh.Before.Predecessor.Raw
+	}
 	if a.secretID != "" {
 		if err := answer.Seal(r, a.seed.WorkloadSecret(a.secretID)); err != nil {
 			return nil, err
@@ -693,7 +715,7 @@ func TestAPodOfAnOldManifestSaysSo(t *testing.T) {
 	inBubble(t, func(t *testing.T, a *authority, p *pod) {
 		a.validity = time.Hour
 		p.run(t, p.ready)
-		before := snapshot(t, p.Dir)
+		before := files(t, p.Dir)
 		for range 1000 {
 			a.errs = append(a.errs, &api.Error{Problem: api.Problem{Status: 409, Code: api.CodeGenerationChanged}})
 		}
@@ -702,9 +724,25 @@ func TestAPodOfAnOldManifestSaysSo(t *testing.T) {
 		if n := strings.Count(p.log.String(), "roll it out again"); n < 5 || n > 24 {
 			t.Errorf("in two hours it said %d times that it must be rolled out", n)
 		}
-		if snapshot(t, p.Dir) != before {
-			t.Error("the volume changed")
+		mark := filepath.Join(p.Dir, "..data", "generation-changed")
+		c, err := initializer.Load(p.Dir)
+		if err != nil || c.Changed.Before(began) || time.Since(c.Changed) > 2*time.Hour {
+			t.Fatalf("it is not marked that the manifest has changed: %v, %v", c.Changed, err)
 		}
+		if files(t, p.Dir) != before {
+			t.Error("more changed than the mark")
+		}
+		version := readlink(t, filepath.Join(p.Dir, "..data"))
+		p.runBy(t, time.Minute, func() bool { return time.Since(began) > 3*time.Hour })
+		if readlink(t, filepath.Join(p.Dir, "..data")) != version {
+			t.Error("the mark was made again")
+		}
+		// Whoever said so may not have been the Coordinator.
+		a.errs = nil
+		p.run(t, func() bool {
+			_, err := os.Stat(mark)
+			return p.ready() && errors.Is(err, fs.ErrNotExist)
+		})
 	})
 }
 
@@ -750,8 +788,20 @@ func TestAVolumeThatCannotBeReadIsNoReasonToJoinAnotherMesh(t *testing.T) {
 	for name, spoil := range map[string]func(version string) error{
 		"no mesh CA":      func(v string) error { return os.Remove(filepath.Join(v, "tls-config/mesh-ca.pem")) },
 		"garbage mesh CA": func(v string) error { return overwrite(filepath.Join(v, "tls-config/mesh-ca.pem"), "garbage") },
-		"garbage key":     func(v string) error { return overwrite(filepath.Join(v, "tls-config/key.pem"), "garbage") },
-		"no version":      os.RemoveAll,
+		"another mesh CA beside it": func(v string) error {
+			stranger, err := os.ReadFile(filepath.Join(v, "tls-config/coordinator-root-ca.pem"))
+			if err != nil {
+				return err
+			}
+			own, err := os.ReadFile(filepath.Join(v, "tls-config/mesh-ca.pem"))
+			if err != nil {
+				return err
+			}
+			return overwrite(filepath.Join(v, "tls-config/mesh-ca.pem"), string(own)+string(stranger))
+		},
+		"garbage mark": func(v string) error { return overwrite(filepath.Join(v, "generation-changed"), "yes") },
+		"garbage key":  func(v string) error { return overwrite(filepath.Join(v, "tls-config/key.pem"), "garbage") },
+		"no version":   os.RemoveAll,
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(t *testing.T, a *authority, p *pod) {

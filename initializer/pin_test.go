@@ -169,6 +169,10 @@ func (w *way) Certificate(ctx context.Context, r api.CertificateRequest) (*api.C
 	return w.to.Certificate(ctx, r)
 }
 
+func (w *way) Successor(ctx context.Context, meshCA [32]byte) ([]byte, error) {
+	return w.to.Successor(ctx, meshCA)
+}
+
 func (w *way) Attest(ctx context.Context, nonce []byte) (*api.AttestResponse, error) {
 	a, err := w.to.Attest(ctx, nonce)
 	if err == nil && w.attest != nil && !w.honest {

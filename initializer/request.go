@@ -7,6 +7,7 @@ import (
 	"crypto/hpke"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"time"
@@ -112,6 +113,10 @@ func (r *requester) verify(
 	if len(answer.TransitionHash) != sha256.Size {
 		return nil, fmt.Errorf("the transition hash is %d bytes long, want %d", len(answer.TransitionHash), sha256.Size)
 	}
+	trust, err := trustOf(chain, answer)
+	if err != nil {
+		return nil, err
+	}
 	if !chain.BelongsTo([sha256.Size]byte(answer.TransitionHash)) {
 		return nil, fmt.Errorf("the mesh CA is not the one of transition %x", answer.TransitionHash)
 	}
@@ -120,5 +125,17 @@ func (r *requester) verify(
 	if err != nil {
 		return nil, err
 	}
-	return &Credentials{Chain: chain, Key: r.key, Secret: secret}, nil
+	return &Credentials{Chain: chain, Trust: trust.At(at), Key: r.key, Secret: secret}, nil
+}
+
+// trustOf is what an answer says about the manifest before, if the mesh certificate in it says the same.
+func trustOf(chain *pki.Chain, answer *api.CertificateResponse) (*pki.Trust, error) {
+	var predecessor *x509.Certificate
+	if len(answer.Predecessor) > 0 {
+		var err error
+		if predecessor, err = x509.ParseCertificate(answer.Predecessor); err != nil {
+			return nil, fmt.Errorf("parse the predecessor: %w", err)
+		}
+	}
+	return pki.NewTrust(chain.MeshCA, chain.Leaf, predecessor)
 }

@@ -36,6 +36,11 @@ const (
 	rootCAFile = "tls-config/coordinator-root-ca.pem"
 	keyFile    = "tls-config/key.pem"
 	seedFile   = "secrets/workload-secret-seed" // hexadecimal; only with a WorkloadSecretID
+
+	// changedFile is there when the pod knows that the manifest has changed: since when, as RFC 3339 writes it. It is of a
+	// version, so that other credentials do away with it, and beside the folders that applications look into. The mesh proxy
+	// looks for it, too.
+	changedFile = "generation-changed"
 )
 
 // ErrNone says that a volume holds no credentials.
@@ -44,9 +49,13 @@ var ErrNone = errors.New("there are no credentials")
 // Credentials are what a volume holds. Printing them prints what is public.
 type Credentials struct {
 	Chain *pki.Chain
+	// Trust is what peers are accepted under: mesh-ca.pem.
+	Trust *pki.Trust
 	Key   *ecdsa.PrivateKey
 	// Secret is zero for a pod without a WorkloadSecretID.
 	Secret secret.Bytes
+	// Changed is when the pod heard that they will not be renewed any more, because the manifest is another; zero if it did not.
+	Changed time.Time
 }
 
 // Ready says whether a volume holds complete credentials that are valid at a time. The error, if any, has ExitCode 3.
@@ -95,15 +104,18 @@ func loadVersion(root string) (*Credentials, error) {
 	if err != nil {
 		return nil, err
 	}
-	mesh, err := readCertificates(root, meshCAFile, 1)
+	trust, err := os.ReadFile(filepath.Join(root, meshCAFile))
 	if err != nil {
 		return nil, err
+	}
+	if c.Trust, err = pki.ParseTrust(trust, chain[0]); err != nil {
+		return nil, fmt.Errorf("%s: %w", meshCAFile, err)
 	}
 	rootCA, err := readCertificates(root, rootCAFile, 1)
 	if err != nil {
 		return nil, err
 	}
-	c.Chain = &pki.Chain{Leaf: chain[0], Intermediate: chain[1], MeshCA: mesh[0], RootCA: rootCA[0]}
+	c.Chain = &pki.Chain{Leaf: chain[0], Intermediate: chain[1], MeshCA: c.Trust.MeshCA, RootCA: rootCA[0]}
 	text, err := os.ReadFile(filepath.Join(root, keyFile))
 	if err != nil {
 		return nil, err
@@ -121,6 +133,15 @@ func loadVersion(root string) (*Credentials, error) {
 			return nil, fmt.Errorf("%s is not hexadecimal", seedFile)
 		}
 		c.Secret = secret.New(b)
+	}
+	switch text, err := os.ReadFile(filepath.Join(root, changedFile)); {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, err
+	default:
+		if c.Changed, err = time.Parse(time.RFC3339, string(bytes.TrimSpace(text))); err != nil {
+			return nil, fmt.Errorf("%s is not a time", changedFile)
+		}
 	}
 	return &c, nil
 }
@@ -184,13 +205,16 @@ func (c *Credentials) write(version string) error {
 		content []byte
 	}
 	files := []file{
-		{meshCAFile, 0o444, pki.EncodeCertificates(c.Chain.MeshCA)},
+		{meshCAFile, 0o444, c.Trust.PEM()},
 		{chainFile, 0o444, c.Chain.PEM()},
 		{rootCAFile, 0o444, pki.EncodeCertificates(c.Chain.RootCA)},
 		{keyFile, 0o400, key.Reveal()},
 	}
 	if c.Secret.Len() > 0 {
 		files = append(files, file{seedFile, 0o400, []byte(hex.EncodeToString(c.Secret.Reveal()))})
+	}
+	if !c.Changed.IsZero() {
+		files = append(files, file{changedFile, 0o444, []byte(c.Changed.UTC().Format(time.RFC3339) + "\n")})
 	}
 	for _, d := range []string{tlsDir, secretsDir} {
 		if err := os.Mkdir(filepath.Join(version, d), 0o755); err != nil {
@@ -257,10 +281,7 @@ func (c *Credentials) lifetime() time.Duration {
 	return c.Chain.Leaf.NotAfter.Sub(c.Chain.Leaf.NotBefore)
 }
 
-// describe is what a log may say.
-func (c *Credentials) describe() []any {
-	mesh := sha256.Sum256(c.Chain.MeshCA.Raw)
-	var sans []string
+func (c *Credentials) sans() (sans []string) {
 	sans = append(sans, c.Chain.Leaf.DNSNames...)
 	for _, ip := range c.Chain.Leaf.IPAddresses {
 		sans = append(sans, ip.String())
@@ -268,12 +289,25 @@ func (c *Credentials) describe() []any {
 	for _, u := range c.Chain.Leaf.URIs {
 		sans = append(sans, u.String())
 	}
-	return []any{
-		slog.Any("sans", sans),
+	return sans
+}
+
+// describe is what a log may say.
+func (c *Credentials) describe() []any {
+	mesh := sha256.Sum256(c.Chain.MeshCA.Raw)
+	attrs := []any{
+		slog.Any("sans", c.sans()),
 		slog.String("meshCA", hex.EncodeToString(mesh[:])),
 		slog.Time("notAfter", c.Chain.Leaf.NotAfter),
 		slog.Bool("workloadSecret", c.Secret.Len() > 0),
 	}
+	if c.Trust.Predecessor != nil {
+		attrs = append(attrs, slog.Time("predecessorUntil", c.Trust.PredecessorUntil))
+	}
+	if c.Trust.Successor != nil {
+		attrs = append(attrs, slog.Time("successorUntil", c.Trust.SuccessorUntil()))
+	}
+	return attrs
 }
 
 // String says which certificate they are of. The key is not part of it.

@@ -51,6 +51,8 @@ type Manifest struct {
 	SeedshareThreshold int `json:",omitempty"`
 	// CertificateValidity is how long mesh certificates live.
 	CertificateValidity Validity `json:",omitzero"`
+	// Successors lets pods of this manifest and of the next accept each other for a while. Nil is not at all.
+	Successors *Successors `json:",omitempty"`
 	// AllowWildcardSANs acknowledges that some SAN stands for more than one name.
 	AllowWildcardSANs bool `json:",omitempty"`
 
@@ -116,16 +118,6 @@ type ReferenceValues struct {
 // Empty says whether there are none.
 func (r ReferenceValues) Empty() bool {
 	return len(r.SNP) == 0 && len(r.TDX) == 0 && len(r.Simulated) == 0
-}
-
-// UnknownField explains names that a reader of the design may expect.
-func (*Manifest) UnknownField(name string) string {
-	switch name {
-	case "Successors":
-		return "this version cannot let two manifests overlap yet"
-	default:
-		return ""
-	}
 }
 
 // OwnerKey is an ECDSA public key on P-256 or P-384, as PEM in the manifest.
@@ -284,6 +276,7 @@ func (m *Manifest) check(faults *strictjson.Faults) {
 	m.checkReferenceValues(faults)
 	m.checkOwners(faults)
 	m.checkSeedshareOwners(faults)
+	m.checkSuccessors(faults)
 }
 
 func (m *Manifest) checkPolicies(faults *strictjson.Faults) {

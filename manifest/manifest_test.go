@@ -123,6 +123,10 @@ func whole(t testing.TB) *manifest.Manifest {
 	if err != nil {
 		t.Fatal(err)
 	}
+	overlap, err := manifest.NewOverlap(24 * time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
 	return &manifest.Manifest{
 		Policies: map[attestation.PolicyHash]manifest.Policy{
 			hash(t, hashA): {SANs: sans(t, "coordinator"), Role: manifest.RoleCoordinator},
@@ -134,6 +138,7 @@ func whole(t testing.TB) *manifest.Manifest {
 		SeedshareOwnerKeys:     []manifest.SeedshareOwner{newSeedshareOwner(t), newSeedshareOwner(t)},
 		SeedshareThreshold:     1,
 		CertificateValidity:    validity,
+		Successors:             &manifest.Successors{MaxOverlap: overlap},
 		AllowWildcardSANs:      true,
 	}
 }
@@ -163,6 +168,9 @@ func TestParseReadsWhatEncodeWrites(t *testing.T) {
 	if !slices.Equal(got.CoordinatorPolicies(), []attestation.PolicyHash{hash(t, hashA)}) {
 		t.Errorf("coordinator policies %v", got.CoordinatorPolicies())
 	}
+	if got.Overlap() != 24*time.Hour {
+		t.Errorf("read an overlap of %v", got.Overlap())
+	}
 	if got.CertificateValidity.Duration() != 36*time.Hour || got.WorkloadOwnerThreshold != 2 || !got.Simulated() {
 		t.Errorf("read %+v", got)
 	}
@@ -181,6 +189,29 @@ func TestCertificateValidityDefaultsToThirtyDays(t *testing.T) {
 	parsed, err := manifest.Parse([]byte(text))
 	if err != nil || parsed.CertificateValidity.Duration() != 720*time.Hour {
 		t.Errorf("validity %v, %v", parsed.CertificateValidity.Duration(), err)
+	}
+}
+
+// What a manifest does not say, it does not allow.
+func TestWithoutSuccessorsThereIsNoOverlap(t *testing.T) {
+	m := whole(t)
+	m.Successors = nil
+	text := encode(t, m)
+	if strings.Contains(text, "Successors") {
+		t.Error("the unset field is written")
+	}
+	parsed, err := manifest.Parse([]byte(text))
+	if err != nil || parsed.Overlap() != 0 {
+		t.Errorf("overlap %v, %v", parsed.Overlap(), err)
+	}
+	for name, m := range map[string]*manifest.Manifest{"nil": nil, "zero": {}, "empty successors": {Successors: &manifest.Successors{}}} {
+		if m.Overlap() != 0 {
+			t.Errorf("%s: overlap %v", name, m.Overlap())
+		}
+	}
+	m.Successors = &manifest.Successors{}
+	if _, err := m.Encode(); err == nil {
+		t.Error("successors without an overlap were written")
 	}
 }
 
@@ -250,7 +281,16 @@ func TestParseReportsFaults(t *testing.T) {
 			}),
 			[]string{"ReferenceValues: there are none"},
 		},
-		"successors":          {replace(`"Policies"`, `"Successors": {}, "Policies"`), []string{"Successors: this version cannot let two manifests overlap"}},
+		"empty successors":    {replace(`"MaxOverlap": "24h0m0s"`, ``), []string{"Successors.MaxOverlap: is missing"}},
+		"no overlap":          {replace(`"24h0m0s"`, `""`), []string{`Successors.MaxOverlap: "" is not a duration`}},
+		"overlap 0":           {replace(`"24h0m0s"`, `"0s"`), []string{"Successors.MaxOverlap: overlap 0s, want 10m0s to 720h0m0s"}},
+		"overlap below zero":  {replace(`"24h0m0s"`, `"-24h"`), []string{"Successors.MaxOverlap: overlap -24h0m0s"}},
+		"overlap too short":   {replace(`"24h0m0s"`, `"9m59s"`), []string{"Successors.MaxOverlap: overlap 9m59s"}},
+		"overlap too long":    {replace(`"24h0m0s"`, `"721h"`), []string{"Successors.MaxOverlap: overlap 721h0m0s"}},
+		"overlap a number":    {replace(`"24h0m0s"`, `24`), []string{"Successors.MaxOverlap: want a string, got a number"}},
+		"successors a word":   {replace("{\n    \"MaxOverlap\": \"24h0m0s\"\n  }", `"any"`), []string{"Successors: want an object, got a string"}},
+		"successors null":     {replace("{\n    \"MaxOverlap\": \"24h0m0s\"\n  }", `null`), []string{"Successors: null is not a value here"}},
+		"unknown in it":       {replace(`"MaxOverlap":`, `"MinOverlap": "1h", "MaxOverlap":`), []string{"Successors.MinOverlap: unknown field"}},
 		"unknown role":        {replace(`"Role": "coordinator"`, `"Role": "Coordinator"`), []string{policyA + `.Role: role "Coordinator", want "coordinator" or no role`}},
 		"bad SAN":             {replace(`"10.0.0.1"`, `"10.0.0.01"`), []string{policyB + `.SANs[1]: SAN "10.0.0.01"`}},
 		"bad secret ID":       {replace("apps/v1/StatefulSet/db", "apps v1"), []string{policyB + `.WorkloadSecretID: character ' '`}},
@@ -615,7 +655,7 @@ func TestDocumentationListsEveryField(t *testing.T) {
 	if diff := cmp.Diff(slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(got))); diff != "" {
 		t.Errorf("headings of docs/manifest.md (-fields +headings):\n%s", diff)
 	}
-	for _, number := range []string{"1m", "2160h", "720h", "253"} {
+	for _, number := range []string{"1m", "2160h", "720h", "10m", "253"} {
 		if !strings.Contains(string(text), number) {
 			t.Errorf("docs/manifest.md does not say %s", number)
 		}

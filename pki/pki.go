@@ -1,14 +1,18 @@
 // Package pki makes and checks every key and certificate of the mesh.
 //
-// There are four profiles (profile.go) and two ways to trust a mesh certificate:
+// There are five profiles (profile.go) and two ways to trust a mesh certificate:
 //
 //	root CA ── intermediate CA ──┐
 //	                             ├── mesh certificate
 //	mesh CA (same key and name) ─┘
 //
+// and, where the manifest before allowed it and as long as it said, a third (succession.go):
+//
+//	mesh CA of the manifest before ── cross-certificate (again the same key and name) ── mesh certificate
+//
 // The root CA's key comes from the Coordinator's seed and outlives every manifest: who trusts the root CA trusts whatever
 // manifest the workload owner sets next. The mesh CA's key is made for one manifest and dies with it: who trusts the mesh
-// CA trusts the pods of that manifest and nobody else. The intermediate CA is the mesh CA's key certified by the root CA,
+// CA trusts the pods of that manifest and nobody else, unless the manifest names Successors. The intermediate CA is the mesh CA's key certified by the root CA,
 // so one leaf, handed out together with the intermediate, verifies for both kinds of peers.
 //
 // The threat is a host that presents a certificate of another manifest, another Coordinator or its own making. So names
@@ -46,6 +50,8 @@ type MeshCA struct {
 	Certificate *x509.Certificate
 	// Intermediate is the same key and name, certified by the root CA.
 	Intermediate *x509.Certificate
+	// Before is how the mesh CA of the manifest before hands over to this one. Nil where it does not: then nobody is told of it.
+	Before *Succession
 }
 
 // NewRootCA certifies the root key (Seed.RootKey). The certificate differs with every call, in serial number and
@@ -64,6 +70,19 @@ func NewRootCA(key *ecdsa.PrivateKey, now time.Time) (*x509.Certificate, error) 
 // NewMeshCA makes the key of a new manifest and its two certificates. The transition hash names the manifest; its first
 // 16 bytes become part of both subjects, so that two manifests never share a distinguished name.
 func NewMeshCA(root *x509.Certificate, rootKey *ecdsa.PrivateKey, transitionHash [32]byte, now time.Time) (*MeshCA, error) {
+	return newMeshCA(root, rootKey, transitionHash, false, now)
+}
+
+// NewMeshCAWithSuccessors is NewMeshCA for a manifest that allows successors: the mesh CA may certify the next one.
+func NewMeshCAWithSuccessors(
+	root *x509.Certificate, rootKey *ecdsa.PrivateKey, transitionHash [32]byte, now time.Time,
+) (*MeshCA, error) {
+	return newMeshCA(root, rootKey, transitionHash, true, now)
+}
+
+func newMeshCA(
+	root *x509.Certificate, rootKey *ecdsa.PrivateKey, transitionHash [32]byte, successors bool, now time.Time,
+) (*MeshCA, error) {
 	switch {
 	case root == nil || rootKey == nil:
 		return nil, errors.New("make a mesh CA: no root CA")
@@ -80,7 +99,7 @@ func NewMeshCA(root *x509.Certificate, rootKey *ecdsa.PrivateKey, transitionHash
 	if err != nil {
 		return nil, fmt.Errorf("make an intermediate CA: %w", err)
 	}
-	template := meshCA(transitionHash, now)
+	template := meshCA(transitionHash, successors, now)
 	template.NotAfter = earlier(template.NotAfter, intermediate.NotAfter)
 	mesh, err := sign(template, nil, &key.PublicKey, key)
 	if err != nil {
@@ -108,6 +127,13 @@ func (ca *MeshCA) Issue(
 		return nil, fmt.Errorf("encode the claims: %w", err)
 	}
 	template := meshCertificate(claims.PolicyHash, encoded, now, validity)
+	if before := ca.Before; before != nil && now.Before(before.Until()) {
+		extension, err := before.extension()
+		if err != nil {
+			return nil, err
+		}
+		template.ExtraExtensions = append(template.ExtraExtensions, extension)
+	}
 	for _, san := range sans {
 		if err := san.addTo(template); err != nil {
 			return nil, fmt.Errorf("issue a mesh certificate: %w", err)

@@ -18,7 +18,7 @@ const (
 	caLifetime = 87660 * time.Hour
 )
 
-// The four profiles. sign adds what follows from keys and parents: SKI, AKI (keyid only), serial number, and the caps on
+// The five profiles. sign adds what follows from keys and parents: SKI, AKI (keyid only), serial number, and the caps on
 // the validity.
 
 func rootCA(now time.Time) *x509.Certificate {
@@ -46,11 +46,30 @@ func intermediateCA(transitionHash [32]byte, now time.Time) *x509.Certificate {
 	}
 }
 
-func meshCA(transitionHash [32]byte, now time.Time) *x509.Certificate {
-	return &x509.Certificate{
+func meshCA(transitionHash [32]byte, successors bool, now time.Time) *x509.Certificate {
+	c := &x509.Certificate{
 		Subject:               meshSubject(transitionHash), // the intermediate's: a leaf has one issuer name for both
 		NotBefore:             now.Add(-backdate),
 		NotAfter:              now.Add(caLifetime),
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		MaxPathLen:            0,
+		MaxPathLenZero:        true,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}
+	if successors { // room for one CA below: the successor's cross-certificate
+		c.MaxPathLen, c.MaxPathLenZero = 1, false
+	}
+	return c
+}
+
+// crossCertificate is the successor's name and key, for a while, under the mesh CA before it. The path ends with it: a
+// successor's successor is not accepted through it.
+func crossCertificate(successor *x509.Certificate, now time.Time, overlap time.Duration) *x509.Certificate {
+	return &x509.Certificate{
+		Subject:               successor.Subject,
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(overlap),
 		BasicConstraintsValid: true,
 		IsCA:                  true,
 		MaxPathLen:            0,

@@ -48,6 +48,9 @@ func ParseSAN(s string) (SAN, error) {
 		}
 		return SAN{sanIP, s}, nil
 	}
+	if len(s) > maxDNS { // with the asterisk: verifiers count it
+		return SAN{}, fmt.Errorf("SAN of %d characters, at most %d are allowed in a DNS name", len(s), maxDNS)
+	}
 	if err := checkDNS(strings.TrimPrefix(s, "*.")); err != nil {
 		return SAN{}, fmt.Errorf("SAN %q is neither a DNS name nor an IP address nor a URI: %w", s, err)
 	}
@@ -96,13 +99,16 @@ func (s SAN) addTo(c *x509.Certificate) error {
 	return nil
 }
 
+// maxDNS is the longest name, in characters (RFC 1035, 2.3.4, without the lengths of its first label and of the root).
+const maxDNS = 253
+
 // checkDNS wants letters, digits and hyphens (RFC 1123, 2.1), in lower case, and well-formed A-labels (RFC 5890).
 func checkDNS(name string) error {
 	if name == "" {
 		return errors.New("it is empty")
 	}
-	if len(name) > 253 {
-		return fmt.Errorf("it has %d characters, at most 253 are allowed", len(name))
+	if len(name) > maxDNS {
+		return fmt.Errorf("it has %d characters, at most %d are allowed", len(name), maxDNS)
 	}
 	labels := strings.Split(name, ".")
 	for _, l := range labels {

@@ -46,6 +46,8 @@ func TestParseSAN(t *testing.T) {
 		{in: "xn--abc-.example", fault: "hyphen"},
 		{in: strings.Repeat("a", 64), fault: "at most 63"},
 		{in: strings.Repeat("a.", 127) + "aa", fault: "at most 253"},
+		{in: "*." + strings.Repeat("a.", 125) + "aa", fault: "at most 253"},
+		{in: "*." + strings.Repeat("a.", 125) + "a", wildcard: true},
 		{in: "10.0.0.256", fault: "a number"},
 		{in: "010.0.0.1", fault: "a number"},
 		{in: "10.1", fault: "a number"},

@@ -56,7 +56,9 @@ type Report struct {
 	ManifestHash   string               `json:"manifestHash"`
 	TransitionHash string               `json:"transitionHash"`
 	Manifests      int                  `json:"manifests"`
-	Written        []string             `json:"written"`
+	// Overlap is how long pods of this manifest and of the next may accept each other; empty for not at all.
+	Overlap string   `json:"overlap,omitempty"`
+	Written []string `json:"written"`
 	// Findings are what a reader should not overlook, the worst first.
 	Findings        []Finding        `json:"findings"`
 	Certificates    []Certificate    `json:"certificates"`
@@ -160,6 +162,9 @@ func New(in Input) (*Report, error) {
 		Owners:       Owners{WorkloadThreshold: m.WorkloadOwnerThreshold, SeedshareThreshold: m.SeedshareThreshold},
 		Checks:       v.Checks,
 	}
+	if m.Overlap() > 0 {
+		r.Overlap = days(m.Overlap())
+	}
 	for _, k := range m.WorkloadOwnerKeys {
 		r.Owners.Workload = append(r.Owners.Workload, fingerprint(k.SPKI()))
 	}
@@ -238,6 +243,9 @@ func (r *Report) findings() []Finding {
 				add(f.Level, "reference-values", "%s.%s: %s", v.Path, f.Name, f.Allows)
 			}
 		}
+	}
+	if r.Overlap != "" {
+		add(Caution, "pin", "Who pins the mesh CA accepts the next manifest as well, whatever its owners make it, for %s after it is set.", r.Overlap)
 	}
 	for _, s := range r.History {
 		if s.OtherOwners {

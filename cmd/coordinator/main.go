@@ -18,6 +18,7 @@ import (
 	"portcullis.dev/portcullis/attestation/collateral"
 	"portcullis.dev/portcullis/cmd/internal/command"
 	"portcullis.dev/portcullis/coordinator"
+	"portcullis.dev/portcullis/coordinator/audit"
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
 )
@@ -37,6 +38,7 @@ type options struct {
 	store          string
 	db             string
 	namespace      string
+	auditLog       string
 	tee            string
 	collateralDir  string
 	peers          func(context.Context) ([]string, error)
@@ -73,8 +75,13 @@ func run(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, cache.Close()) }()
+	audited, err := openAudit(o.auditLog, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, audited.Close()) }()
 	c, err := coordinator.New(ctx, coordinator.Config{
-		Store: s, Issuer: issuer, AllowSimulatedTEE: o.allowSimulated, Collateral: cache, Peers: o.peers, Log: log,
+		Store: s, Issuer: issuer, AllowSimulatedTEE: o.allowSimulated, Collateral: cache, Audit: audited, Peers: o.peers, Log: log,
 	})
 	if err != nil {
 		return err
@@ -102,6 +109,14 @@ func run(ctx context.Context, args []string) (err error) {
 		return c.Serve(ctx, listener)
 	})
 	return group.Wait()
+}
+
+// openAudit opens the audit log, where one is asked for.
+func openAudit(path string, log *slog.Logger) (*audit.Log, error) {
+	if path == "" {
+		return nil, nil
+	}
+	return audit.Open(audit.Config{Path: path, Log: log})
 }
 
 // keepGuard puts the guard back whenever another process changed it, by way of the closed one, since nobody knows what was
@@ -142,6 +157,8 @@ func parse(args []string) (options, uint16, error) {
 	flags.StringVar(&o.store, "store", storeBolt, "what keeps the history: bbolt, a file; or kubernetes, ConfigMaps that replicas share")
 	flags.StringVar(&o.db, "db", "/var/lib/portcullis/coordinator.db", "`file` of the store bbolt")
 	flags.StringVar(&o.namespace, "namespace", "", "`namespace` of the store kubernetes; the pod's own if not given")
+	flags.StringVar(&o.auditLog, "audit-log", "",
+		"`file` that records every decision, hash-chained and signed; without it nothing is recorded")
 	flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: auto, socket, snp, tdx; auto if not given")
 	flags.StringVar(&o.collateralDir, "collateral-dir", "",
 		"`folder` that keeps what AMD and Intel publish; in memory alone if not given")

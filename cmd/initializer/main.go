@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -25,6 +26,8 @@ import (
 const usage = `Usage:
   initializer [flags]        obtain mesh credentials, then stay until SIGTERM
   initializer ready [--dir]  exit 0 when the credentials are complete and valid, 3 when not
+  initializer status [--dir] [--json]
+                             say until when they are good, and whether this pod is to be rolled out again
 
 The environment variables COORDINATOR_HOST and CONTRAST_EGRESS_POLICY stand for --coordinator and --egress-policy, where
 these are not given.
@@ -40,6 +43,9 @@ func run(ctx context.Context, args []string) (err error) {
 			return err
 		}
 		return initializer.Ready(o.dir, time.Now())
+	}
+	if len(args) > 0 && args[0] == "status" {
+		return status(args[1:])
 	}
 	o, err := parse("initializer", args, os.Getenv)
 	if err != nil || o.help {
@@ -72,6 +78,24 @@ func run(ctx context.Context, args []string) (err error) {
 	})
 }
 
+func status(args []string) error {
+	o, err := parse("initializer status", args, os.Getenv)
+	if err != nil || o.help {
+		return err
+	}
+	s, err := initializer.ReadStatus(o.dir, time.Now())
+	if err != nil {
+		return err
+	}
+	if !o.json {
+		_, err = fmt.Print(s)
+		return err
+	}
+	e := json.NewEncoder(os.Stdout)
+	e.SetIndent("", "  ")
+	return e.Encode(s)
+}
+
 type options struct {
 	dir         string
 	coordinator string
@@ -79,10 +103,11 @@ type options struct {
 	noMesh      bool
 	locked      bool
 	tee         string
+	json        bool
 	help        bool
 }
 
-// parse reads the arguments of the command, or of "initializer ready", which takes --dir only. A pod's measured policy
+// parse reads the arguments of the command, or of "initializer ready", which takes --dir only, or "initializer status". A pod's measured policy
 // pins arguments but lets the host drop environment variables: so the arguments win, and an environment that says
 // something else is an error rather than a second opinion.
 func parse(name string, args []string, environment func(string) string) (o options, err error) {
@@ -91,6 +116,9 @@ func parse(name string, args []string, environment func(string) string) (o optio
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // an error is one line, and command.Main prints it
 	flags.StringVar(&o.dir, "dir", "/contrast", "`folder` for the credentials")
+	if name == "initializer status" {
+		flags.BoolVar(&o.json, "json", false, "for programs")
+	}
 	if name == "initializer" {
 		flags.StringVar(&o.coordinator, "coordinator", "", "`host` or host:port of the Coordinator")
 		flags.Func("coordinator-pin", "`JSON` that names the only authority to trust: its policy hash, reference values and workload\n"+

@@ -34,6 +34,7 @@ import (
 	"portcullis.dev/portcullis/attestation/snp"
 	"portcullis.dev/portcullis/attestation/tdx"
 	"portcullis.dev/portcullis/coordinator"
+	"portcullis.dev/portcullis/coordinator/audit"
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/manifest"
@@ -57,7 +58,7 @@ func TestMain(m *testing.M) {
 //
 //	exits CODE portcullis ARG...    run portcullis, which must exit with that code
 //	coordinator [MEASUREMENT]       start a Coordinator in a pretended TEE, as the pod of manifest.json; $COORDINATOR is its address
-//	                                and $STORE the file of its history
+//	                                and $STORE the file of its history, $AUDIT that of its audit log
 //	restart                         start another one, on a copy of $STORE as it is now: what kill -9 leaves
 //	splice ADDRESS OTHER            $COORDINATOR is a proxy of ADDRESS that asks OTHER for the evidence of one that serves
 //	certificate                     get a certificate from it, as a pod of manifest.json; certificate.json is the answer
@@ -219,11 +220,15 @@ func serveCoordinator(ts *testscript.TestScript, launched simtee.Measurement, hi
 	}
 	db, err := store.OpenBolt(path)
 	ts.Check(err)
+	auditPath := filepath.Join(folder, "audit.log")
+	audited, err := audit.Open(audit.Config{Path: auditPath, Log: slog.New(slog.DiscardHandler)})
+	ts.Check(err)
 	ctx, cancel := context.WithCancel(context.Background())
 	c, err := coordinator.New(ctx, coordinator.Config{
 		Store:             db,
 		Issuer:            world.Machine(launched, m.CoordinatorPolicies()[0]),
 		AllowSimulatedTEE: true,
+		Audit:             audited,
 		Log:               slog.New(slog.DiscardHandler),
 	})
 	ts.Check(err)
@@ -233,8 +238,9 @@ func serveCoordinator(ts *testscript.TestScript, launched simtee.Measurement, hi
 	go func() { served <- c.Serve(ctx, listener) }()
 	ts.Defer(func() {
 		cancel()
-		ts.Check(errors.Join(<-served, db.Close()))
+		ts.Check(errors.Join(<-served, audited.Close(), db.Close()))
 	})
+	ts.Setenv("AUDIT", auditPath)
 	ts.Setenv("COORDINATOR", fmt.Sprint(listener.Addr()))
 	ts.Setenv("STORE", path)
 }

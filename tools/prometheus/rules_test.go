@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -25,7 +26,6 @@ const (
 	docs      = "../../docs/"
 	rulesFile = docs + "prometheus/portcullis.rules.yaml"
 	testsFile = docs + "prometheus/portcullis.rules.test.yaml"
-	dashboard = docs + "grafana/portcullis-meshproxy.json"
 )
 
 var promql = parser.NewParser(parser.Options{})
@@ -192,7 +192,17 @@ func TestEveryAlertIsDocumentedAndSaysWhatToDo(t *testing.T) {
 // Grafana's own words in a query, which are no PromQL, stand for these.
 var variables = strings.NewReplacer("$__rate_interval", "5m", "$namespace", "shop", "$pod", "web.*")
 
-func TestDashboardAsksWhatPrometheusUnderstands(t *testing.T) {
+func TestDashboardsAskWhatPrometheusUnderstands(t *testing.T) {
+	dashboards, err := filepath.Glob(docs + "grafana/*.json")
+	if err != nil || len(dashboards) != 2 {
+		t.Fatalf("dashboards %v, %v", dashboards, err)
+	}
+	for _, file := range dashboards {
+		t.Run(filepath.Base(file), func(t *testing.T) { asksWhatPrometheusUnderstands(t, file) })
+	}
+}
+
+func asksWhatPrometheusUnderstands(t *testing.T, dashboard string) {
 	text, err := os.ReadFile(dashboard)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,15 @@
+// The test that docs/openapi.yaml is OpenAPI, with a parser that others use. A module of its own: what it brings is not to choose
+// what the product is built from.
+module portcullis.dev/portcullis/tools/openapi
+
+go 1.26.0
+
+require github.com/getkin/kin-openapi v0.153.0
+
+require (
+	github.com/go-openapi/jsonpointer v0.22.5 // indirect
+	github.com/go-openapi/swag/jsonname v0.25.5 // indirect
+	github.com/santhosh-tekuri/jsonschema/v6 v6.0.3 // indirect
+	go.yaml.in/yaml/v4 v4.0.0 // indirect
+	golang.org/x/text v0.14.0 // indirect
+)
