@@ -13,7 +13,7 @@ export GOTOOLCHAIN := local
 GOBUILD := CGO_ENABLED=0 GOFLAGS= go build -trimpath -buildvcs=false -mod=vendor -ldflags='-s -w -buildid='
 
 COMMANDS := $(notdir $(wildcard cmd/*-* cmd/initializer cmd/meshproxy cmd/coordinator cmd/portcullis))
-LABTOOLS := demo shop simtee matrix meshbench
+LABTOOLS := demo shop simtee matrix meshbench cabench
 SOURCES := $(shell find . -name '*.go' -not -path './vendor/*' -not -path './tests/demo/out/*') go.mod go.sum
 
 .PHONY: help
@@ -30,7 +30,8 @@ demo-broken: demo-packages envoy build ## break each thing that the demo checks,
 
 .PHONY: test
 test: test-packages envoy build lint ## all checks and tests
-	CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
+	@echo "make test: what needs a real API server is left to make test-cluster" >&2
+	PORTCULLIS_CLUSTER=off CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
 	GOFLAGS= go -C tools/prometheus test -count=1 ./... # of docs/, which Go's cache of tests does not look at
 	GOFLAGS= go -C tools/openapi test -count=1 ./...
 
@@ -49,6 +50,10 @@ soak: test-packages matrix-packages envoy build ## what takes long: a storm agai
 		-run '^(TestRotationUnderLoad|TestManyIdleConnections|TestLargeTransferBothWays|TestChaos|TestEnvoyAcceptsRandomConfigurations)$$'
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 120m -v ./attestation/... \
 		-run '^TestNoMutatedEvidenceIsAccepted$$'
+	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 30m -v ./manifest -run '^TestChainsOfRandomManifestsVerifyEverywhere$$'
+
+	PORTCULLIS_SOAK=1 GOFLAGS=-mod=mod go test -count 1 -timeout 60m -v ./cmd/coordinator -run '^TestKilledAtRandom$$'
+	PORTCULLIS_SOAK=1 GOFLAGS=-mod=mod go test -count 1 -timeout 60m -v ./coordinator -run '^TestMemoryIsFlatOverManyCertificates$$'
 
 .PHONY: ci
 ci: sslyze test matrix demo demo-broken ## what a change must pass
@@ -61,6 +66,7 @@ bin/shop: MAIN = ./tests/demo/shop
 bin/simtee: MAIN = ./tests/simtee/cmd/simtee
 bin/matrix: MAIN = ./tests/matrix
 bin/meshbench: MAIN = ./tests/bench/mesh
+bin/cabench: MAIN = ./tests/bench/ca
 bin/%: MAIN = ./cmd/$*
 bin/%: $(SOURCES) vendor/modules.txt
 	@mkdir -p bin
@@ -86,6 +92,17 @@ $(CACHE)/tools/.built: tools/go.mod tools/go.sum
 bench: test-packages matrix-packages envoy build ## what the mesh costs, beside plaintext and beside iptables with Envoy's defaults: a table, and bin/bench.{svg,json}
 	@bin/meshbench --svg bin/bench.svg --json bin/bench.json $(BENCHFLAGS)
 
+.PHONY: bench-ca
+bench-ca: test-packages build $(CACHE)/peers/.built ## what a certificate costs the Coordinator, beside step-ca and the SPIRE server
+	@bin/cabench --peers $(CACHE)/peers $(BENCHFLAGS)
+
+# Each peer is built from a module of its own, with the versions that its makers chose. SPIRE's SQLite needs cgo.
+$(CACHE)/peers/.built: $(wildcard tests/bench/ca/peers/*/go.*)
+	@mkdir -p $(@D)
+	GOFLAGS= GOBIN=$(@D) CGO_ENABLED=0 go -C tests/bench/ca/peers/stepca install tool
+	GOFLAGS= GOBIN=$(@D) CGO_ENABLED=1 go -C tests/bench/ca/peers/spire install tool
+	@touch $@
+
 .PHONY: microbench
 microbench: build ## benchmarks of the packages
 	CGO_ENABLED=0 GOFLAGS=-mod=vendor go test -run '^$$' -bench . -benchmem ./...
@@ -103,7 +120,7 @@ sslyze: ## fetch the pinned sslyze into the cache; with it `make test` compares 
 demo-packages:
 	@tools/packages.sh nftables netbase iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
 test-packages: demo-packages
-	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd chromium
+	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd chromium bash-completion groff-base patch
 matrix-packages:
 	@tools/packages.sh iptables
 

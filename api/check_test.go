@@ -101,7 +101,7 @@ func TestChecksSayWhatWasChecked(t *testing.T) {
 		names = append(names, strings.TrimSpace(c.Name+" "+c.Of))
 	}
 	want := "state, answer, evidence, policy hash, HPKE key, history manifest 1 of 2, history manifest 2 of 2, workload owners manifest 1 of 2, " +
-		"workload owners manifest 2 of 2, root CA, mesh CA, mesh CA successors, seed shares, active manifest"
+		"workload owners manifest 2 of 2, root CA, mesh CA, successors, seed shares, active manifest"
 	if strings.Join(names, ", ") != want {
 		t.Errorf("got  %s\nwant %s", strings.Join(names, ", "), want)
 	}
@@ -173,7 +173,7 @@ func TestACheckThatFailsIsTold(t *testing.T) {
 			}
 			v.resp.RootCA, v.resp.MeshCA = root.Raw, mesh.Certificate.Raw
 			v.attest(t)
-		}, "mesh CA successors"},
+		}, "successors"},
 		"shares of nobody": {func(_ *testing.T, v *verified) { v.resp.Shares = make([]api.SealedShare, 1) }, "seed shares"},
 		"another manifest": {func(t *testing.T, v *verified) {
 			v.resp.History = v.resp.History[:1]

@@ -203,12 +203,15 @@ func (f FormerOwners) VerifyBeforeSet(
 	}
 	// Whoever reads in the manifest that it allows no successors must be able to pin its mesh CA for exactly that.
 	allowed := v.Latest().Overlap() > 0
+	var disagree error
+	if pki.AllowsSuccessor(v.MeshCA) != allowed {
+		disagree = fmt.Errorf("its path length is %d, and its manifest allows successors: %t", v.MeshCA.MaxPathLen, allowed)
+	}
 	if err := v.check(Check{
-		Name: "mesh CA", Of: "successors",
-		Want: fmt.Sprintf("it may certify the next mesh CA: %t, as its manifest says", allowed),
-		Got:  fmt.Sprintf("%t", pki.AllowsSuccessor(v.MeshCA)),
-	}, failUnless(pki.AllowsSuccessor(v.MeshCA) == allowed, "its path length is %d, and its manifest allows successors: %t",
-		v.MeshCA.MaxPathLen, allowed)); err != nil {
+		Name: "successors",
+		Want: fmt.Sprintf("allowed by its path length: %t, as by its manifest", allowed),
+		Got:  fmt.Sprintf("path length %d", v.MeshCA.MaxPathLen),
+	}, disagree); err != nil {
 		return nil, err
 	}
 	if err := v.check(Check{

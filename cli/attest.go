@@ -45,6 +45,7 @@ They are printed to standard error.`,
 			if err != nil {
 				return err
 			}
+			progress(cmd, "asking the TEE ...")
 			e, err := issuer.Issue(ctx, data)
 			if err != nil {
 				return err

@@ -20,11 +20,12 @@ func newAudit() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "audit",
 		Short: "Check and read a Coordinator's audit log",
-		Long: `A Coordinator that was started with --audit-log writes a line for each manifest, each certificate, each refusal and each
-recovery, and chains them by their hashes. The file lies on the host's disk: docs/audit.md says what can be known from it.`,
+		Long: `Audit checks and reads the log of a Coordinator that was started with --audit-log: a line for each manifest, each certificate,
+each refusal and each recovery, chained by their hashes. The file lies on the host's disk: docs/audit.md says what can be
+known from it.`,
 		Example: `  portcullis audit verify --root-ca root-ca.pem audit.log
   portcullis audit show audit.log`,
-		Args: arguments(cobra.NoArgs),
+		Args: commandsOnly,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newAuditVerify(), newAuditShow())

@@ -14,7 +14,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -34,7 +33,7 @@ type Streams struct {
 func Run(ctx context.Context, args []string, streams Streams) error {
 	root := newRoot(streams)
 	root.SetArgs(args)
-	return root.ExecuteContext(ctx)
+	return advise(root.ExecuteContext(ctx))
 }
 
 func newRoot(streams Streams) *cobra.Command {
@@ -48,7 +47,7 @@ Exit codes: 0 done, 1 failed, 2 usage or malformed input, 3 a check was made and
   kubectl apply -f shop.yaml
   portcullis set -c coordinator.example.com
   portcullis verify -c coordinator.example.com`,
-		Args:              arguments(cobra.NoArgs),
+		Args:              commandsOnly,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -57,29 +56,37 @@ Exit codes: 0 done, 1 failed, 2 usage or malformed input, 3 a check was made and
 	root.SetIn(streams.In)
 	root.SetOut(streams.Out)
 	root.SetErr(streams.Err)
+	root.PersistentFlags().BoolP(flagQuiet, "q", false, "say nothing about progress")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageOf(cmd, err) })
 	root.AddCommand(newGenerate(), newLint(), newSet(), newVerify(), newSign(), newKeygen(), newRecover(),
-		newAttest(), newInspect(), newMeasure(), newCoordinatorYAML(), newAudit(), newVersion())
+		newAttest(), newInspect(), newMeasure(), newCoordinatorYAML(), newAudit(), newStatus(), newConnect(), newDoctor(), newVersion(), newMan())
+	complete(root)
+	speakAlike(root)
 	return root
 }
 
-func newVersion() *cobra.Command {
-	var asJSON bool
-	cmd := &cobra.Command{
-		Use:     "version",
-		Short:   "Print the version",
-		Example: "  portcullis version --json",
-		Args:    arguments(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if asJSON {
-				return writeJSON(cmd.OutOrStdout(), map[string]string{"version": Version})
-			}
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), Version)
-			return err
-		},
+// speakAlike gives cobra's own commands the words of ours.
+func speakAlike(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd("completion")
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Short = "Explain a command"
+		case "completion":
+			cmd.Short = "Print what a shell needs to complete commands, flags and files"
+			cmd.Example = `  source <(portcullis completion bash)
+  portcullis completion fish > ~/.config/fish/completions/portcullis.fish`
+		}
 	}
-	flagJSON(cmd, &asJSON)
-	return cmd
+}
+
+// commandsOnly are the arguments of a command that only has others below it.
+func commandsOnly(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return unknownCommand(cmd, args[0])
+	}
+	return nil
 }
 
 // arguments makes a wrong number of arguments a usage error.
@@ -103,17 +110,6 @@ func writeJSON(w io.Writer, v any) error {
 	return e.Encode(v)
 }
 
-// progress writes what takes long to standard error, for people: nothing unless that is a terminal.
-func progress(cmd *cobra.Command, format string, args ...any) {
-	f, ok := cmd.ErrOrStderr().(*os.File)
-	if !ok {
-		return
-	}
-	if info, err := f.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
-		fmt.Fprintf(f, format+"\n", args...)
-	}
-}
-
 // problem is an error with an exit code and advice.
 type problem struct {
 	err  error
@@ -131,10 +127,6 @@ const (
 	exitUsage  = 2
 	exitNo     = 3
 )
-
-func usageOf(cmd *cobra.Command, err error) error {
-	return &problem{err, exitUsage, fmt.Sprintf("see %s --help", cmd.CommandPath())}
-}
 
 func malformed(hint, format string, args ...any) error {
 	return &problem{fmt.Errorf(format, args...), exitUsage, hint}

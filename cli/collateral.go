@@ -19,6 +19,8 @@ type collateralFlags struct{ dir string }
 func (f *collateralFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.dir, "collateral-dir", defaultCollateral(),
 		"folder that keeps what AMD and Intel publish; empty for memory alone")
+	// Help says the same on every machine.
+	cmd.Flags().Lookup("collateral-dir").DefValue = "portcullis/collateral in the user's cache folder"
 }
 
 // defaultCollateral is in the user's cache, where there is one.

@@ -38,6 +38,7 @@ type coordinatorFlags struct {
 func (f *coordinatorFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.coordinator, "coordinator", "c", os.Getenv(environmentCoordinator),
 		fmt.Sprintf("HOST[:PORT] of the Coordinator, port %d by default; also %s", api.Port, environmentCoordinator))
+	cmd.Flags().Lookup("coordinator").DefValue = "" // help says the same on every machine
 	cmd.Flags().StringVar(&f.manifest, "manifest", defaultManifest, "manifest that the Coordinator is to enforce")
 	cmd.Flags().StringArrayVar(&f.former, "former-owners", nil,
 		"digest of other WorkloadOwnerKeys that earlier manifests may have, as the refusal of such a history prints it; repeatable")
@@ -59,12 +60,9 @@ func (f *coordinatorFlags) open(cmd *cobra.Command) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	if f.coordinator == "" {
-		return nil, usageOf(cmd, fmt.Errorf("no Coordinator: give --coordinator HOST[:PORT] or set %s", environmentCoordinator))
-	}
-	client, err := api.New(f.coordinator)
+	client, err := f.client(cmd)
 	if err != nil {
-		return nil, usageOf(cmd, err)
+		return nil, err
 	}
 	former := make(api.FormerOwners, len(f.former))
 	for i, digest := range f.former {
@@ -77,6 +75,18 @@ func (f *coordinatorFlags) open(cmd *cobra.Command) (*session, error) {
 		return nil, err
 	}
 	return &session{client, m, validation, former, done}, nil
+}
+
+// client is that of the Coordinator that the flags name.
+func (f *coordinatorFlags) client(cmd *cobra.Command) (*api.Client, error) {
+	if f.coordinator == "" {
+		return nil, usageOf(cmd, fmt.Errorf("no Coordinator: give --coordinator HOST[:PORT] or set %s", environmentCoordinator))
+	}
+	client, err := api.New(f.coordinator)
+	if err != nil {
+		return nil, usageOf(cmd, err)
+	}
+	return client, nil
 }
 
 func readManifest(path string) (*manifest.Manifest, error) {
@@ -176,6 +186,15 @@ Coordinator was restarted. Nobody but the owner can read a share; keep copies.`,
 			out := cmd.OutOrStdout()
 			if _, err := fmt.Fprintf(out, "%s %s %s, transition %x\n", s.client, what, f.manifest, v.TransitionHash); err != nil {
 				return err
+			}
+			if n := len(v.History); n > 1 && !already {
+				if d := v.History[n-2].Manifest.Overlap(); d > 0 {
+					_, err := fmt.Fprintf(out, "pods of the manifest before and of this one accept each other for %v; "+
+						"running pods hear of it within 2 minutes: roll out after that\n", d)
+					if err != nil {
+						return err
+					}
+				}
 			}
 			if len(shares) > 0 && len(v.History) == 1 {
 				_, err = fmt.Fprintf(out, "wrote %s: hand each sealed share of the seed to its owner; it takes %d to "+
@@ -355,7 +374,7 @@ Without this command: the signed text is "portcullis transition v1:" and the new
   portcullis sign --previous none --workload-owner-key alice.pem -o alice.sig`,
 		Args: arguments(cobra.NoArgs),
 	}
-	var printOnly bool
+	var printOnly, asJSON bool
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
 		defer cancel()
@@ -386,6 +405,13 @@ Without this command: the signed text is "portcullis transition v1:" and the new
 		if err := generate.Write([]generate.Output{{Path: output, Data: signature, Mode: modeFile}}); err != nil {
 			return err
 		}
+		if asJSON {
+			return writeJSON(cmd.OutOrStdout(), struct {
+				TransitionHash string   `json:"transitionHash"`
+				SignedMessage  string   `json:"signedMessage"`
+				Written        []string `json:"written"`
+			}{hex.EncodeToString(transition[:]), string(manifest.SignedMessage(transition)), []string{output}})
+		}
 		_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s, over %s\n", output, manifest.SignedMessage(transition))
 		return err
 	}
@@ -394,6 +420,7 @@ Without this command: the signed text is "portcullis transition v1:" and the new
 	cmd.Flags().StringVar(&previous, "previous", "", "transition hash of the manifest before, 64 hexadecimal digits, or none")
 	cmd.Flags().StringVarP(&output, "output", "o", "transition.sig", "file for the signature")
 	cmd.Flags().BoolVar(&printOnly, "print", false, "print the text that would be signed, and sign nothing")
+	flagJSON(cmd, &asJSON)
 	return cmd
 }
 
@@ -411,6 +438,7 @@ func (f *coordinatorFlags) previous(ctx context.Context, cmd *cobra.Command, tex
 			return hash, err
 		}
 		defer s.close()
+		progress(cmd, "checking the evidence of %s ...", s.client)
 		v, _, err := s.attest(ctx, api.FormerOwners.VerifyBeforeSet)
 		if err != nil {
 			return hash, err

@@ -48,6 +48,9 @@ type generateFlags struct {
 	pinCoordinator  bool
 	images          generate.Images
 	json            bool
+	diff            bool
+	check           bool
+	remove          bool
 }
 
 // podFlags say which pods are meant; generate and lint share them.
@@ -72,11 +75,15 @@ func (f *podFlags) options() generate.Options {
 func newGenerate() *cobra.Command {
 	f := new(generateFlags)
 	cmd := &cobra.Command{
-		Use:   "generate [flags] FILE...",
+		Use:   "generate [flags] FILE|FOLDER|PATTERN...",
 		Short: "Inject the mesh into Kubernetes YAML and write the manifest",
 		Long: `Generate adds Initializer, mesh proxy and measured initdata to every pod of a confidential runtime class, and writes a
 manifest with a policy for each. It changes nothing else in the files, comments included; running it again gives the same
 bytes. Either everything is written or nothing is.
+
+A folder means every .yaml, .yml and .json below it, but for what is hidden; a pattern is expanded also where the shell did not;
+- is standard input. --diff shows what would be written, --check exits with 3 unless everything is up to date: both write
+nothing. --remove takes out again what was injected, and leaves the manifest alone.
 
 Annotations, on the object or its pod template:
   contrast.edgeless.systems/servicemesh-ingress     name#port[/udp]#disableTLS[#identities], joined by ##; or CLOSED, DISABLED
@@ -96,7 +103,10 @@ owner yet, the key in --workload-owner-key becomes one, and is made when there i
 seed-share owner, who can recover a restarted Coordinator: the keys in --seedshare-owner-key, or else new ones in
 ` + defaultSeedshareKey + `. Seed-share owners cannot be changed once the manifest is set.`,
 		Example: `  portcullis generate --policy policy.rego --reference-values values.json shop.yaml
-  portcullis generate --genpolicy /opt/kata/bin/genpolicy -o out/ *.yaml
+  portcullis generate --genpolicy /opt/kata/bin/genpolicy -o out/ deploy/
+  portcullis generate --policy policy.rego --diff shop.yaml
+  portcullis generate --policy policy.rego --check deploy/ '*.yaml'
+  portcullis generate --remove shop.yaml
   helm template shop | portcullis generate --genpolicy genpolicy - | kubectl apply -f -`,
 		Args: arguments(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error { return f.run(cmd, args) },
@@ -119,69 +129,127 @@ seed-share owner, who can recover a restarted Coordinator: the keys in --seedsha
 		"pods join no mesh but that of the Coordinator in these files, under manifests of the manifest's workload owners")
 	flags.StringVar(&f.images.Initializer, "image-initializer", "portcullis.dev/initializer:"+Version, "image of the Initializer")
 	flags.StringVar(&f.images.Meshproxy, "image-meshproxy", "portcullis.dev/meshproxy:"+Version, "image of the mesh proxy")
+	flags.BoolVar(&f.diff, "diff", false, "show what would change as a unified diff, and write nothing")
+	flags.BoolVar(&f.check, "check", false, "write nothing; exit with 3 and name the files that are not up to date, if there are any")
+	flags.BoolVar(&f.remove, "remove", false, "take out of the files what generate put in")
 	flagJSON(cmd, &f.json)
 	return cmd
 }
 
 func (f *generateFlags) run(cmd *cobra.Command, args []string) error {
-	files, err := readInputs(cmd, args)
+	if err := f.contradiction(cmd); err != nil {
+		return usageOf(cmd, err)
+	}
+	inputs, err := findInputs(cmd, args, f.manifest, f.referenceValues, f.output)
 	if err != nil {
 		return err
 	}
-	place, err := f.placeOutputs(args)
+	files, err := readInputs(cmd, inputs)
+	if err != nil {
+		return err
+	}
+	place, err := f.placeOutputs(inputs)
 	if err != nil {
 		return usageOf(cmd, err)
 	}
-	if f.policy != "" && f.genpolicy != "" {
-		return usageOf(cmd, errors.New("give --policy or --genpolicy, not both"))
-	}
-	options := f.options()
-	options.CoordinatorHost = f.coordinatorHost
-	options.Images = f.images
-	if options.Policy, err = f.readPolicy(cmd); err != nil {
-		return err
-	}
-	draft, err := f.readManifest(cmd)
-	if err != nil {
-		return err
-	}
-	if f.pinCoordinator { // to what the manifest will say
-		if err := explainNoReferenceValues(draft.manifest); err != nil {
-			return err
-		}
-		options.Pin = new(draft.manifest.Pin(attestation.PolicyHash{}))
-	}
-	result, err := generate.Inject(cmd.Context(), files, options)
+	result, outputs, err := f.inject(cmd, files)
 	if err != nil {
 		return nothingWritten(err)
 	}
-	var outputs []generate.Output
-	if len(result.Pods) > 0 {
-		if outputs, err = f.updateManifest(draft, result); err != nil {
-			return nothingWritten(err)
-		}
-	}
 	for i, file := range result.Files {
-		if place[i] != stdio && (file.Changed(files[i]) || place[i] != args[i]) {
-			outputs = append(outputs, generate.Output{Path: place[i], Data: file.Text, Mode: modeFile})
+		if place[i] == stdio || place[i] == inputs[i].path && !file.Changed(files[i]) {
+			continue
 		}
+		output := generate.Output{Path: place[i], Data: file.Text, Mode: modeFile}
+		if place[i] == inputs[i].path {
+			output.Read = files[i].Text
+		}
+		outputs = append(outputs, output)
 	}
-	if strings.HasSuffix(f.output, "/") {
-		if err := os.MkdirAll(f.output, modeFolder); err != nil {
-			return fmt.Errorf("make the output folder: %w", err)
+	for _, warning := range result.Warnings {
+		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning)
+	}
+	if f.diff || f.check {
+		changes, err := changesOf(outputs, result, files, place)
+		if err != nil {
+			return err
+		}
+		return f.preview(cmd, changes)
+	}
+	for i := range place {
+		if place[i] != inputs[i].path && place[i] != stdio && f.outputFolder() {
+			if err := os.MkdirAll(filepath.Dir(place[i]), modeFolder); err != nil {
+				return fmt.Errorf("make the output folder: %w", err)
+			}
 		}
 	}
 	if err := generate.Write(outputs); err != nil {
 		return err
 	}
+	return f.report(cmd, result, place, outputs)
+}
+
+// contradiction finds flags that do not go together.
+func (f *generateFlags) contradiction(cmd *cobra.Command) error {
+	if f.policy != "" && f.genpolicy != "" {
+		return errors.New("give --policy or --genpolicy, not both")
+	}
+	if f.diff && f.json {
+		return errors.New("give --diff or --json, not both")
+	}
+	if !f.remove {
+		return nil
+	}
+	for _, name := range []string{
+		"policy", "genpolicy", "manifest", "reference-values", "workload-owner-key", "seedshare-owner-key", "seedshare-threshold",
+		"coordinator-host", "pin-coordinator", "image-initializer", "image-meshproxy",
+	} {
+		if cmd.Flags().Changed(name) {
+			return fmt.Errorf("--%s has no meaning with --remove, which leaves the manifest alone", name)
+		}
+	}
+	return nil
+}
+
+// inject makes the injected files, and the manifest and the keys to be written beside them. With --remove it makes the
+// files without what was injected.
+func (f *generateFlags) inject(cmd *cobra.Command, files []generate.File) (*generate.Result, []generate.Output, error) {
+	options := f.options()
+	if f.remove {
+		result, err := generate.Remove(files, options)
+		return result, nil, err
+	}
+	options.CoordinatorHost = f.coordinatorHost
+	options.Images = f.images
+	var err error
+	if options.Policy, err = f.readPolicy(cmd); err != nil {
+		return nil, nil, err
+	}
+	draft, err := f.readManifest(cmd)
+	if err != nil {
+		return nil, nil, err
+	}
+	if f.pinCoordinator { // to what the manifest will say
+		if err := explainNoReferenceValues(draft.manifest); err != nil {
+			return nil, nil, err
+		}
+		options.Pin = new(draft.manifest.Pin(attestation.PolicyHash{}))
+	}
+	result, err := generate.Inject(cmd.Context(), files, options)
+	if err != nil {
+		return nil, nil, err
+	}
+	var outputs []generate.Output
+	if len(result.Pods) > 0 {
+		if outputs, err = f.updateManifest(draft, result); err != nil {
+			return nil, nil, err
+		}
+	}
 	if f.pinCoordinator && f.policy != "" {
 		result.Warnings = append(result.Warnings, fmt.Sprintf("the pin holds only if %s pins the arguments of the Initializer: "+
 			"otherwise the host can leave it away", f.policy))
 	}
-	for _, warning := range result.Warnings {
-		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", warning)
-	}
-	return f.report(cmd, result, place, outputs)
+	return result, outputs, nil
 }
 
 // nothingWritten says so where several faults make a reader wonder.
@@ -192,44 +260,23 @@ func nothingWritten(err error) error {
 	return err
 }
 
-func readInputs(cmd *cobra.Command, args []string) ([]generate.File, error) {
-	files := make([]generate.File, len(args))
-	seen := make(map[string]bool)
-	for i, arg := range args {
-		path := filepath.Clean(arg)
-		if seen[path] {
-			return nil, usageOf(cmd, fmt.Errorf("%s is given twice", arg))
-		}
-		seen[path] = true
-		var text []byte
-		var err error
-		if arg == stdio {
-			text, err = io.ReadAll(cmd.InOrStdin())
-		} else {
-			text, err = os.ReadFile(arg)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read the YAML: %w", err)
-		}
-		name := arg
-		if arg == stdio {
-			name = "<stdin>"
-		}
-		files[i] = generate.File{Name: name, Text: text}
-	}
-	return files, nil
+// outputFolder says whether --output names a folder, that is there or is to be made.
+func (f *generateFlags) outputFolder() bool {
+	info, err := os.Stat(f.output)
+	return err == nil && info.IsDir() || strings.HasSuffix(f.output, "/")
 }
 
 // placeOutputs says where each file goes.
-func (f *generateFlags) placeOutputs(args []string) ([]string, error) {
-	places := make([]string, len(args))
-	info, err := os.Stat(f.output)
-	folder := err == nil && info.IsDir() || strings.HasSuffix(f.output, "/")
+func (f *generateFlags) placeOutputs(inputs []input) ([]string, error) {
+	places := make([]string, len(inputs))
+	folder := f.outputFolder()
 	switch {
 	case f.output == "":
-		copy(places, args)
+		for i, in := range inputs {
+			places[i] = in.path
+		}
 		return places, nil
-	case len(args) == 1 && !folder:
+	case len(inputs) == 1 && !folder:
 		places[0] = f.output
 		return places, nil
 	case f.output == stdio:
@@ -238,16 +285,15 @@ func (f *generateFlags) placeOutputs(args []string) ([]string, error) {
 		return nil, fmt.Errorf("--output %s: several files need a folder, with a slash at the end to make it", f.output)
 	}
 	taken := make(map[string]string)
-	for i, arg := range args {
-		if arg == stdio {
+	for i, in := range inputs {
+		if in.path == stdio {
 			return nil, errors.New("standard input has no name to be written under in a folder")
 		}
-		name := filepath.Base(arg)
-		if other, ok := taken[name]; ok {
-			return nil, fmt.Errorf("%s and %s would both be %s", other, arg, filepath.Join(f.output, name))
+		if other, ok := taken[in.name]; ok {
+			return nil, fmt.Errorf("%s and %s would both be %s", other, in.path, filepath.Join(f.output, in.name))
 		}
-		taken[name] = arg
-		places[i] = filepath.Join(f.output, name)
+		taken[in.name] = in.path
+		places[i] = filepath.Join(f.output, in.name)
 	}
 	return places, nil
 }
@@ -279,7 +325,7 @@ func (p shownPolicy) Policy(ctx context.Context, object []byte) (string, error) 
 
 // draft is the manifest with all but its policies.
 type draft struct {
-	text     []byte // as it was
+	text     []byte // as it was, nil where there is none
 	manifest *manifest.Manifest
 	keys     []generate.Output // of owners, that were made for the manifest
 }
@@ -329,7 +375,9 @@ func (f *generateFlags) updateManifest(d *draft, result *generate.Result) ([]gen
 	}
 	outputs := d.keys
 	if !bytes.Equal(encoded, d.text) {
-		outputs = append(outputs, generate.Output{Path: f.manifest, Data: encoded, Mode: modeFile})
+		outputs = append(outputs, generate.Output{
+			Path: f.manifest, Data: encoded, Mode: modeFile, Read: d.text, Exclusive: d.text == nil,
+		})
 	}
 	return outputs, nil
 }
@@ -467,17 +515,14 @@ func (f *generateFlags) report(cmd *cobra.Command, result *generate.Result, plac
 	if f.json {
 		return writeJSON(summary, reportOf(result, written))
 	}
-	if len(result.Pods) == 0 {
+	if len(result.Pods) == 0 && !f.remove {
 		fmt.Fprintln(cmd.ErrOrStderr(), "no pod of a confidential runtime class: there is nothing to inject")
 		return nil
 	}
-	table := tabwriter.NewWriter(summary, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "POD\tGUARD\tPOLICY HASH\tIDENTITIES")
-	for _, p := range result.Pods {
-		fmt.Fprintf(table, "%s %s/%s\t%s\t%.12s\t%s\n", p.Kind, p.Namespace, p.Name, p.Config.Guard, p.Hash, identities(p))
-	}
-	if err := table.Flush(); err != nil {
-		return err
+	if len(result.Pods) > 0 {
+		if err := writePods(summary, result); err != nil {
+			return err
+		}
 	}
 	if len(written) == 0 {
 		_, err := fmt.Fprintln(summary, "everything is up to date")
@@ -485,6 +530,15 @@ func (f *generateFlags) report(cmd *cobra.Command, result *generate.Result, plac
 	}
 	_, err := fmt.Fprintln(summary, "wrote", strings.Join(written, ", "))
 	return err
+}
+
+func writePods(w io.Writer, result *generate.Result) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "POD\tGUARD\tPOLICY HASH\tIDENTITIES")
+	for _, p := range result.Pods {
+		fmt.Fprintf(table, "%s %s/%s\t%s\t%.12s\t%s\n", p.Kind, p.Namespace, p.Name, p.Config.Guard, p.Hash, identities(p))
+	}
+	return table.Flush()
 }
 
 func identities(p generate.Pod) string {

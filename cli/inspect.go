@@ -70,6 +70,7 @@ is taken for a simulated one where the manifest trusts such.`,
 					return err
 				}
 				defer done()
+				progress(cmd, "judging the evidence; what its vendor publishes may have to be fetched ...")
 				if err := i.judge(ctx, validation); err != nil {
 					return err
 				}

@@ -19,7 +19,7 @@ func newLint() *cobra.Command {
 	var given config.Values
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "lint [flags] [FILE...]",
+		Use:   "lint [flags] [FILE|FOLDER|PATTERN...]",
 		Short: "Explain in words what annotations mean",
 		Long: `Lint reads annotations as generate does and says what each lets in and where it leads. It writes nothing, and needs no
 policy. It explains the pods of files, or the values given as flags.`,
@@ -66,7 +66,11 @@ policy. It explains the pods of files, or the values given as flags.`,
 var flagsOfValues = []string{"ingress", "egress", "admin-port", "egress-policy", "probes"}
 
 func lintFiles(cmd *cobra.Command, args []string, options generate.Options, asJSON bool) error {
-	files, err := readInputs(cmd, args)
+	inputs, err := findInputs(cmd, args)
+	if err != nil {
+		return err
+	}
+	files, err := readInputs(cmd, inputs)
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ built and not from a machine that somebody else runs. It computes as QEMU and KV
 other pages. What cannot be computed from files is said to be missing.`,
 		Example: `  portcullis measure snp --ovmf OVMF.fd --kernel vmlinuz --append "console=ttyS0" --vcpus 2 --vcpu-type EPYC-Milan
   portcullis measure tdx --ovmf OVMF.fd --event-log CCEL`,
-		Args: arguments(cobra.NoArgs),
+		Args: commandsOnly,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(newMeasureSNP(), newMeasureTDX())

@@ -25,6 +25,7 @@ const defaultSeedshareKey = "seedshare-owner.pem"
 
 func newKeygen() *cobra.Command {
 	var output string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "keygen",
 		Short: "Make a seed-share owner's keys",
@@ -45,11 +46,15 @@ public halves beside it with the ending .pub, for "portcullis generate --seedsha
 			if err := generate.Write(outputs); err != nil {
 				return err
 			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), map[string]string{"private": outputs[0].Path, "public": outputs[1].Path})
+			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s, which is secret, and %s\n", outputs[0].Path, outputs[1].Path)
 			return err
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", defaultSeedshareKey, "file for the private keys")
+	flagJSON(cmd, &asJSON)
 	return cmd
 }
 

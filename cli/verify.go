@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,7 +30,8 @@ func newVerify() *cobra.Command {
 hardware and the image are those of the manifest, that the Coordinator enforces exactly this manifest, and that every
 manifest before it was replaced by its owners. Only then it writes, into the output folder,
 
-  mesh-ca.pem    every peer under this CA was attested against this manifest
+  mesh-ca.pem    every peer under this CA was attested against this manifest, or, where the manifest names Successors, against
+                 the next one of its owners, for as long as it says
   root-ca.pem    the same for this manifest and all that its owners put in its place later
   history/       each manifest that was ever enforced, with its signatures
 
@@ -122,11 +122,11 @@ func (f *verifyFlags) readPods(cmd *cobra.Command) ([]generate.Measured, error) 
 	if len(f.yaml) == 0 {
 		return nil, nil
 	}
-	paths, err := yamlFiles(f.yaml)
+	inputs, err := findInputs(cmd, f.yaml, f.manifest, f.html)
 	if err != nil {
 		return nil, err
 	}
-	files, err := readInputs(cmd, paths)
+	files, err := readInputs(cmd, inputs)
 	if err != nil {
 		return nil, err
 	}
@@ -138,42 +138,6 @@ func (f *verifyFlags) readPods(cmd *cobra.Command) ([]generate.Measured, error) 
 		pods = []generate.Measured{}
 	}
 	return pods, nil
-}
-
-// yamlFiles is each file once, those of folders in their order. Hidden files, as editors leave them, are not a person's.
-func yamlFiles(paths []string) ([]string, error) {
-	var all []string
-	add := func(path string) {
-		if path = filepath.Clean(path); !slices.Contains(all, path) {
-			all = append(all, path)
-		}
-	}
-	for _, root := range paths {
-		info, err := os.Stat(root)
-		if root == stdio || err == nil && !info.IsDir() {
-			add(root)
-			continue
-		}
-		before := len(all)
-		err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			switch hidden := path != root && strings.HasPrefix(d.Name(), "."); {
-			case err != nil:
-				return err
-			case hidden && d.IsDir():
-				return fs.SkipDir
-			case !hidden && d.Type().IsRegular() && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)):
-				add(path)
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("read the YAML: %w", err)
-		}
-		if len(all) == before {
-			return nil, malformed("give the folder that generate wrote to", "read the YAML: %s has no .yaml, .yml or .json file", root)
-		}
-	}
-	return all, nil
 }
 
 // writeRefusal writes the page that says no in the place of the one that was asked for, so that an older one there, which
@@ -242,14 +206,20 @@ func reportVerified(cmd *cobra.Command, r *report.Report, asJSON bool) error {
 	if asJSON {
 		return writeJSON(cmd.OutOrStdout(), r)
 	}
+	successors := "none: mesh-ca.pem is for this manifest alone"
+	if d := r.Successors; d != "" {
+		successors = "mesh-ca.pem also accepts the next manifest, which this one's owners choose, until " + d + " after it is set"
+	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), `%s is genuine and enforces the manifest
   platform     %s
   policy hash  %s
   measurement  %s
   transition   %s, number %d of its history
   checks       %s
+  successors   %s
 wrote %s
-`, r.Coordinator, r.Platform, r.PolicyHash, r.Measurement, r.TransitionHash, r.Manifests, summary(r.Checks), strings.Join(r.Written, ", "))
+`, r.Coordinator, r.Platform, r.PolicyHash, r.Measurement, r.TransitionHash, r.Manifests, summary(r.Checks), successors,
+		strings.Join(r.Written, ", "))
 	return err
 }
 

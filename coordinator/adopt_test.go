@@ -7,13 +7,14 @@ import (
 	"testing"
 	"time"
 
+	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/manifest/strictjson"
 	"portcullis.dev/portcullis/pki"
 )
 
 // handed is what a replica of three manifests that follow one another hands to another one, and its mesh CAs.
-func handed(t *testing.T) (overlaps, []*pki.MeshCA) {
+func handed(t testing.TB) (overlaps, []*pki.MeshCA) {
 	t.Helper()
 	seed, err := pki.NewSeed(rand.Reader)
 	if err != nil {
@@ -120,7 +121,7 @@ func TestOwnersWhoSetManyManifestsDoNotFillTheMemory(t *testing.T) {
 		if err := g.take(seed, now); err != nil {
 			t.Fatal(err)
 		}
-		if err := g.newMeshCA(1, now); err != nil {
+		if err := g.newMeshCA(uint64(i+1), now); err != nil {
 			t.Fatal(err)
 		}
 		if err := g.succeed(before, now); err != nil {
@@ -133,5 +134,25 @@ func TestOwnersWhoSetManyManifestsDoNotFillTheMemory(t *testing.T) {
 	}
 	if last := before.overlaps[maxOverlaps-1]; string(last.Predecessor) != string(before.mesh.Before.Predecessor.Raw) {
 		t.Error("the newest overlap is not among them")
+	}
+}
+
+// What an old pod's question costs, HTTP aside, after as many updates as are kept:
+//
+//	go test ./coordinator -run '^$' -bench Successor
+func BenchmarkSuccessor(b *testing.B) {
+	o, meshes := handed(b)
+	g := received(meshes[1])
+	for len(g.overlaps) < maxOverlaps-1 {
+		g.overlaps = append(g.overlaps, o[1])
+	}
+	g.overlaps = append(g.overlaps, o[0])
+	var c Coordinator
+	c.active.Store(g)
+	digest := sha256.Sum256(o[0].Predecessor)
+	for b.Loop() {
+		if resp, err := c.successor(b.Context(), &api.SuccessorRequest{MeshCA: digest[:]}); err != nil || resp.Successor == nil {
+			b.Fatal(resp, err)
+		}
 	}
 }

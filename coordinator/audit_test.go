@@ -24,7 +24,10 @@ func audited(t *testing.T, path string) (option, *audit.Log) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
+	t.Cleanup(func() {
+		l.Close()
+		fileKeepsSecrets(t, path)
+	})
 	return func(c *coordinator.Config) { c.Audit = l }, l
 }
 

@@ -12,14 +12,17 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +33,7 @@ import (
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
+	"portcullis.dev/portcullis/pki/secret/secrettest"
 	"portcullis.dev/portcullis/tests/netlab"
 	"portcullis.dev/portcullis/tests/simtee"
 )
@@ -142,7 +146,19 @@ func start(t *testing.T, options ...option) *fixture {
 	if f.coordinator, err = coordinator.New(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
-	f.server = httptest.NewServer(described(t, f.coordinator.Handler()))
+	answers := &netlab.Log{}
+	f.server = httptest.NewServer(described(t, f.coordinator.Handler(), func(answer []byte) {
+		f.coordinator.Reveal(&secrets)
+		_, _ = answers.Write(answer)
+	}))
+	t.Cleanup(func() {
+		f.coordinator.Reveal(&secrets)
+		metrics := httptest.NewRecorder()
+		f.coordinator.Handler().ServeHTTP(metrics, httptest.NewRequest(http.MethodGet, api.PathMetrics, nil))
+		keepsSecrets(t, "the log", []byte(f.log.String()))
+		keepsSecrets(t, "an answer", []byte(answers.String()))
+		keepsSecrets(t, "the metrics", metrics.Body.Bytes())
+	})
 	t.Cleanup(f.server.Close)
 	if f.Client, err = api.New(f.server.URL); err != nil {
 		t.Fatal(err)
@@ -156,8 +172,31 @@ func openStore(t *testing.T, path string) *store.Bolt {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { s.Close() })
+	t.Cleanup(func() {
+		s.Close()
+		fileKeepsSecrets(t, path)
+	})
 	return s
+}
+
+// secrets is every secret that these tests ever made. None of them is in a log, an answer, the metrics, a store or an audit
+// log of any test: whoever begins to write one somewhere fails the test that comes by there.
+var secrets secrettest.Set
+
+func keepsSecrets(t *testing.T, where string, text []byte) {
+	t.Helper()
+	for _, found := range secrets.Find(text) {
+		t.Errorf("%s has %s", where, found)
+	}
+}
+
+func fileKeepsSecrets(t *testing.T, path string) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	keepsSecrets(t, path, text)
 }
 
 // set sets a manifest after the latest, signed by owners.
@@ -208,6 +247,7 @@ func newKey(t *testing.T, curve elliptic.Curve) *ecdsa.PrivateKey {
 	if err != nil {
 		t.Fatal(err)
 	}
+	secrets.AddKey("a key of an owner or a pod", key)
 	return key
 }
 
@@ -242,6 +282,7 @@ func newPod(t *testing.T, policy attestation.PolicyHash) *pod {
 	if err != nil {
 		t.Fatal(err)
 	}
+	secrets.AddHPKE("a pod's HPKE key", key)
 	return &pod{machine: world(t).Machine(measurement, policy), key: newKey(t, elliptic.P256()), hpkeKey: key}
 }
 
@@ -488,13 +529,9 @@ func TestWorkloadSecretIsSealedStableAndNeverLogged(t *testing.T) {
 		t.Error("the secret opened beside another mesh CA")
 	}
 
-	log := f.log.String()
-	for _, shape := range []string{
-		string(first), hex.EncodeToString(first), base64.StdEncoding.EncodeToString(first),
-	} {
-		if strings.Contains(log, shape) {
-			t.Error("the log contains the workload secret")
-		}
+	// The clean-up searches for it.
+	if found := secrets.Find([]byte(hex.EncodeToString(first))); len(found) == 0 || !strings.HasPrefix(found[0], "the workload secret") {
+		t.Errorf("nobody would find the workload secret: %v", found)
 	}
 }
 
@@ -982,6 +1019,55 @@ func TestSetThatCannotBeKeptChangesNothingAndTellsNothing(t *testing.T) {
 	}
 	_, err = f.Nonce(t.Context())
 	wantCode(t, err, api.CodeNoManifest)
+}
+
+// slowDisk is a store whose commits wait once it is told to.
+type slowDisk struct {
+	store.Store
+	slow            atomic.Bool
+	waiting, finish chan struct{}
+}
+
+func (s *slowDisk) Commit(ctx context.Context, objects []store.Object, old, new []byte) error {
+	if s.slow.Load() {
+		s.waiting <- struct{}{}
+		<-s.finish
+	}
+	return s.Store.Commit(ctx, objects, old, new)
+}
+
+// A slow disk delays who sets a manifest, and nobody else: until it is kept, the manifest before is the active one.
+func TestPodsAreServedWhileASetWaitsForTheDisk(t *testing.T) {
+	disk := &slowDisk{
+		Store:   openStore(t, filepath.Join(t.TempDir(), "coordinator.db")),
+		waiting: make(chan struct{}), finish: make(chan struct{}),
+	}
+	f := start(t, func(c *coordinator.Config) { c.Store = disk })
+	owner := newKey(t, elliptic.P256())
+	f.mustSet(t, newManifest(t, ownedBy(t, 1, owner)), owner)
+	disk.slow.Store(true)
+	next := newManifest(t, ownedBy(t, 1, owner), func(m *manifest.Manifest) { delete(m.Policies, webPolicy) })
+	answered := make(chan error, 1)
+	go func() {
+		_, err := f.set(t, next, owner)
+		answered <- err
+	}()
+	<-disk.waiting
+	for range 3 {
+		f.certify(t, newPod(t, webPolicy))
+	}
+	select {
+	case err := <-answered:
+		t.Errorf("the set was answered before it was kept: %v", err)
+	default:
+	}
+	close(disk.finish)
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+	p := newPod(t, webPolicy)
+	_, err := f.Certificate(t.Context(), *p.request(t, f.freshNonce(t)))
+	wantCode(t, err, api.CodeEvidenceRejected)
 }
 
 // overtaken is a store that another writer got to first.

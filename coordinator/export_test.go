@@ -1,10 +1,34 @@
 package coordinator
 
 import (
+	"fmt"
 	"reflect"
 
 	"portcullis.dev/portcullis/api"
+	"portcullis.dev/portcullis/pki/secret/secrettest"
 )
+
+// Reveal adds every secret that c holds now.
+func (c *Coordinator) Reveal(s *secrettest.Set) {
+	s.AddHPKE("the Coordinator's HPKE key", c.hpkeKey)
+	if g := c.active.Load(); g != nil {
+		var ids []string
+		for _, p := range g.transition.Manifest.Policies {
+			if p.WorkloadSecretID != "" {
+				ids = append(ids, string(p.WorkloadSecretID))
+			}
+		}
+		s.AddSeed(g.seed, ids...)
+		s.AddKey("the mesh CA's key", g.mesh.Key)
+	}
+	if r := c.recovering.Load(); r != nil {
+		r.mutex.Lock()
+		defer r.mutex.Unlock()
+		for i, share := range r.shares {
+			s.Add(fmt.Sprintf("share %d of the seed", i+1), share.Reveal()[1:])
+		}
+	}
+}
 
 // Endpoint is what docs/openapi.yaml must say of a route.
 type Endpoint struct {

@@ -1,9 +1,9 @@
 package coordinator
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"mime"
 	"net/http"
@@ -130,14 +130,18 @@ func decode(w http.ResponseWriter, r *http.Request, maxBody int64, into any) err
 	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
 		return problem(api.CodeBadRequest).saying("the Content-Type is not application/json")
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	if err != nil {
+	var body bytes.Buffer
+	// The length is the client's word: believed as far as a body that is mostly evidence goes.
+	if r.ContentLength > 0 {
+		body.Grow(int(min(r.ContentLength, maxBody, maxCertificateBody)) + bytes.MinRead)
+	}
+	if _, err := body.ReadFrom(http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
 		if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 			return problem(api.CodeTooLarge).saying("the request is larger than %d bytes", maxBody)
 		}
 		return problem(api.CodeBadRequest).saying("the request ended early").because(err)
 	}
-	if err := strictjson.Unmarshal(body, into); err != nil {
+	if err := strictjson.Unmarshal(body.Bytes(), into); err != nil {
 		refused := problem(api.CodeBadRequest).saying("the request is malformed").because(err)
 		if faults, ok := errors.AsType[strictjson.Faults](err); ok {
 			refused.faults = faults.Strings()

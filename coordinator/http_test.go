@@ -58,6 +58,9 @@ func TestRequestsThatAreNotTheProtocols(t *testing.T) {
 		"large attest":        {"POST", api.PathAttest, "application/json", strings.Repeat(" ", 5<<10), 413, api.CodeTooLarge, "4096"},
 		"large nonce request": {"POST", api.PathNonce, "application/json", strings.Repeat(" ", 5<<10), 413, api.CodeTooLarge, "4096"},
 		"large certificate":   {"POST", api.PathCertificate, "application/json", strings.Repeat(" ", 65<<10), 413, api.CodeTooLarge, "65536"},
+		"large peer request":  {"POST", api.PathPeerState, "application/json", strings.Repeat(" ", 65<<10), 413, api.CodeTooLarge, "65536"},
+		"GET of a state":      {"GET", api.PathPeerState, "application/json", ``, 405, api.CodeMethodNotAllowed, ""},
+		"state of nothing":    {"POST", api.PathPeerState, "application/json", `{}`, 503, api.CodeNoManifest, ""},
 		"large manifest":      {"POST", api.PathManifest, "application/json", strings.Repeat(" ", 2<<20), 413, api.CodeTooLarge, "larger than"},
 	}
 	for name, test := range tests {

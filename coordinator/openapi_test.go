@@ -356,8 +356,9 @@ func TestDifferencesFromTheDescriptionAreFound(t *testing.T) {
 
 type field2 struct{}
 
-// described wraps a Coordinator's handler: whatever any test of this package makes it answer must be described.
-func described(t *testing.T, h http.Handler) http.Handler {
+// described wraps a Coordinator's handler: whatever any test of this package makes it answer must be described. Each answer is
+// given to answered, too.
+func described(t *testing.T, h http.Handler, answered func([]byte)) http.Handler {
 	d := mustDescription(t)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer := httptest.NewRecorder()
@@ -365,6 +366,7 @@ func described(t *testing.T, h http.Handler) http.Handler {
 		if fault := d.undescribed(r, answer); fault != "" {
 			t.Errorf("docs/openapi.yaml: %s %s: %s", r.Method, r.URL.Path, fault)
 		}
+		answered(answer.Body.Bytes())
 		maps.Copy(w.Header(), answer.Header())
 		w.WriteHeader(answer.Code)
 		_, _ = w.Write(answer.Body.Bytes())

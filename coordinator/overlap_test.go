@@ -280,7 +280,7 @@ func TestVerifyWantsThePathLengthOfTheManifest(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err = api.VerifyCoordinator(t.Context(), resp, nonce, parse(t, text), manifest.ValidatorOptions{})
-			if err == nil || !strings.Contains(err.Error(), "mesh CA: its path length is") {
+			if err == nil || !strings.Contains(err.Error(), "successors: its path length is") {
 				t.Errorf("VerifyCoordinator: %v", err)
 			}
 		})

@@ -88,20 +88,9 @@ func (c *Coordinator) giveState(ctx context.Context, req *api.PeerRequest) (*api
 			because(fmt.Errorf("the replica's store ends with transition %x, want %x, the newest that this Coordinator knows",
 				req.TransitionHash, g.transition.Hash))
 	}
-	leave, err := c.judging.enter(ctx)
+	claims, err := c.judgeReplica(ctx, g, req)
 	if err != nil {
 		return nil, err
-	}
-	defer leave()
-	if _, err := api.ParseHPKEKey(req.HPKEKey); err != nil {
-		return nil, problem(api.CodeBadRequest).saying("hpkeKey is not a MLKEM768X25519 public key").because(err)
-	}
-	claims, policy, err := c.judge(ctx, g, req.Evidence, req.ReportData())
-	if err != nil {
-		return nil, err
-	}
-	if policy.Role != manifest.RoleCoordinator {
-		return nil, c.refuseEvidence(req.Evidence, anotherPolicy(claims, fmt.Sprintf("the hash of a policy with the role %q", manifest.RoleCoordinator)))
 	}
 	// Only now, so that no stranger has the store asked: what this replica knows must be the newest that there is.
 	if err := c.isLatest(ctx, g); err != nil {
@@ -125,6 +114,29 @@ func (c *Coordinator) giveState(ctx context.Context, req *api.PeerRequest) (*api
 		"generation", len(g.history), "transition", hex.EncodeToString(g.transition.Hash[:]))
 	return resp, nil
 }
+
+// judgeReplica says who asks, if it is a coordinator of the manifest.
+func (c *Coordinator) judgeReplica(ctx context.Context, g *generation, req *api.PeerRequest) (attestation.Claims, error) {
+	leave, err := c.judging.enter(ctx)
+	if err != nil {
+		return attestation.Claims{}, err
+	}
+	defer leave() // before the store is asked: pods do not wait for a store that hangs
+	if _, err := api.ParseHPKEKey(req.HPKEKey); err != nil {
+		return attestation.Claims{}, problem(api.CodeBadRequest).saying("hpkeKey is not a MLKEM768X25519 public key").because(err)
+	}
+	claims, policy, err := c.judge(ctx, g, req.Evidence, req.ReportData())
+	if err != nil {
+		return attestation.Claims{}, err
+	}
+	if policy.Role != manifest.RoleCoordinator {
+		return attestation.Claims{}, c.refuseEvidence(req.Evidence, anotherPolicy(claims, wantCoordinator))
+	}
+	return claims, nil
+}
+
+// wantCoordinator is what the policy hash of a replica is to be, at either end.
+var wantCoordinator = fmt.Sprintf("the hash of a policy with the role %q", manifest.RoleCoordinator)
 
 // isLatest says whether the store names g, and nothing newer.
 func (c *Coordinator) isLatest(ctx context.Context, g *generation) error {
@@ -248,7 +260,7 @@ func (r *recovery) judgePeer(ctx context.Context, req *api.PeerRequest, resp *ap
 		return err
 	}
 	if r.transition().Manifest.Policies[claims.PolicyHash].Role != manifest.RoleCoordinator {
-		return anotherPolicy(claims, fmt.Sprintf("the hash of a policy with the role %q", manifest.RoleCoordinator))
+		return anotherPolicy(claims, wantCoordinator)
 	}
 	return nil
 }

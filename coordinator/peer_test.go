@@ -121,6 +121,7 @@ func active(t *testing.T, alter ...func(*manifest.Manifest)) (*replicas, *replic
 }
 
 func TestPeerWithAnotherMeasurement(t *testing.T) {
+	t.Parallel()
 	_, r, set := active(t)
 	r.refusedEvidence(t, snpMachine(t, simtee.Measurement{6, 6, 6}, coordPolicy), set.TransitionHash, "MEASUREMENT")
 	r.state(t, set.TransitionHash) // all else was right
@@ -129,12 +130,14 @@ func TestPeerWithAnotherMeasurement(t *testing.T) {
 // The manifest is of real platforms: evidence that no hardware made does not count, under the very root, measurement and
 // policy that it wants.
 func TestPeerWithSimulatedEvidence(t *testing.T) {
+	t.Parallel()
 	_, r, set := active(t)
 	r.refusedEvidence(t, world(t).Machine(measurement, coordPolicy), set.TransitionHash, "PLATFORM")
 	r.state(t, set.TransitionHash)
 }
 
 func TestPeerNotACoordinator(t *testing.T) {
+	t.Parallel()
 	_, r, set := active(t)
 	for _, policy := range []attestation.PolicyHash{webPolicy, dbPolicy, barePolicy, {0x99}} {
 		r.refusedEvidence(t, snpMachine(t, measurement, policy), set.TransitionHash, "HOST_DATA")
@@ -145,6 +148,7 @@ func TestPeerNotACoordinator(t *testing.T) {
 }
 
 func TestPeerRequestsThatAreRefused(t *testing.T) {
+	t.Parallel()
 	_, r, set := active(t)
 	_, stranger, _ := active(t)
 	genuine := snpMachine(t, measurement, coordPolicy)
@@ -202,6 +206,7 @@ func TestPeerRequestsThatAreRefused(t *testing.T) {
 
 // The host puts an old store under a replica that restarts. Nobody tells it the seed: who serves knows a newer manifest.
 func TestPeerRollback(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	knows := rs.running[0]
 	first, err := knows.Set(t.Context(), rs.request(t, rs.manifest(t), [32]byte{}))
@@ -242,6 +247,7 @@ func TestPeerRollback(t *testing.T) {
 
 // The same with a replica that runs: it knows what it knows, keeps it, and takes and gives nothing on a store like that.
 func TestRunningReplicaDoesNotGoBackWithItsStore(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	owners := seedshareOwners(t, 1)
 	shareOwners := sharedAmong(t, 1, owners...)
@@ -309,6 +315,7 @@ func TestRunningReplicaDoesNotGoBackWithItsStore(t *testing.T) {
 
 // Owners recovered a manifest's authority twice. A store with the first of the two mesh CAs is an old one, too.
 func TestRecoveryThatAnotherFollowedIsOver(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 1)
 	owners := seedshareOwners(t, 1)
 	text := rs.manifest(t, sharedAmong(t, 1, owners...))
@@ -339,6 +346,7 @@ func TestRecoveryThatAnotherFollowedIsOver(t *testing.T) {
 // One owner signed two manifests to follow the first, and the host has one half of the replicas see the one and the
 // other half the other. Both are genuine; they never mix, and neither half believes the other's store.
 func TestPeerSplitHistory(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 3)
 	first, err := rs.running[0].Set(t.Context(), rs.request(t, rs.manifest(t), [32]byte{}))
 	if err != nil {
@@ -398,6 +406,7 @@ func TestPeerSplitHistory(t *testing.T) {
 
 // Manifests change who is a coordinator, and what its image is. Only the newest one counts, at either end.
 func TestPeerUnderAnOlderManifest(t *testing.T) {
+	t.Parallel()
 	dismissed := attestation.PolicyHash{0xc1}
 	withBoth := func(m *manifest.Manifest) { m.Policies[dismissed] = manifest.Policy{Role: manifest.RoleCoordinator} }
 	demoted := func(m *manifest.Manifest) { m.Policies[dismissed] = manifest.Policy{} }
@@ -519,6 +528,7 @@ func (r *replica) refuses(t *testing.T, outcome, field, reason string) {
 
 // The host keeps an answer that a replica got, and gives it to the next one. Its nonce would still be good.
 func TestPeerAnswerReplayed(t *testing.T) {
+	t.Parallel()
 	rs, real, set := active(t)
 	var recorded *api.PeerResponse
 	var once sync.Once
@@ -571,6 +581,7 @@ func forge(t *testing.T, state secret.Bytes, issuer attestation.Issuer) func(*ap
 // The host knows a seed and a mesh CA, and the store fits both: it copied the owners' history, and signed latest itself. All
 // that it has not is a coordinator's evidence over this answer.
 func TestPeerAnswerUnsigned(t *testing.T) {
+	t.Parallel()
 	rs, real, set := active(t)
 	state := real.state(t, set.TransitionHash)
 	genuine := snpMachine(t, measurement, coordPolicy)
@@ -638,6 +649,7 @@ func altered(
 // A peer whose evidence is good is still believed nothing that does not fit the store's latest and the seed: a coordinator of
 // another history is genuine, too.
 func TestPeerStatesThatAreRefused(t *testing.T) {
+	t.Parallel()
 	rs, real, set := active(t)
 	_, stranger, strangers := active(t)
 	state := real.state(t, set.TransitionHash)
@@ -699,6 +711,7 @@ func TestPeerStatesThatAreRefused(t *testing.T) {
 // A store and a seed of the host's choosing, below a replica that restarts beside one that serves: the genuine one gives
 // nothing, since the history is not the one that it has, and its answer would not fit the host's latest.
 func TestPeerOnAStoreOfTheHostsChoosing(t *testing.T) {
+	t.Parallel()
 	rs, real, _ := active(t)
 	hosts := newReplicas(t, 1)
 	hosts.owner = newKey(t, elliptic.P256())
@@ -726,6 +739,7 @@ func TestPeerOnAStoreOfTheHostsChoosing(t *testing.T) {
 // learns the seed. Then it signs the history over to the owner's manifest, byte for byte. Whoever verifies that one sees
 // who began.
 func TestHostsFirstManifestUpdatedToTheOwners(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 1)
 	r, alice, host := rs.running[0], rs.owner, newKey(t, elliptic.P256())
 	leaky := attestation.PolicyHash{0x66}
@@ -792,8 +806,32 @@ func TestHostsFirstManifestUpdatedToTheOwners(t *testing.T) {
 	}
 }
 
+// While a peer's answer is on its way the manifest is replaced. What the answer holds is over before it is used.
+func TestStateThatIsOverWhenItArrivesIsNotUsed(t *testing.T) {
+	t.Parallel()
+	rs, real, first := active(t)
+	var once sync.Once
+	h := newHostsPeer(t, real, func(req *api.PeerRequest) *api.PeerResponse {
+		resp, err := real.PeerState(context.Background(), *req)
+		if err != nil {
+			return nil
+		}
+		once.Do(func() {
+			if _, err := real.Set(context.Background(), rs.request(t, rs.manifest(t, validFor(t, 9)), [32]byte(first.TransitionHash))); err != nil {
+				t.Error(err)
+			}
+		})
+		return resp
+	})
+	r := rs.startAnother(t, asksOnly(h.address()))
+	if got := r.says(t, "recovered from a peer"); got["generation"] != 2.0 || got["transition"] == hex.EncodeToString(first.TransitionHash) {
+		t.Errorf("log %v", got)
+	}
+}
+
 // What goes over the network, into the logs and into the store is nothing that a host can use.
 func TestNoStateIsSeenOnTheWay(t *testing.T) {
+	t.Parallel()
 	rs, real, set := active(t)
 	h := newHostsPeer(t, real, nil)
 	h.answer = func(req *api.PeerRequest) *api.PeerResponse {

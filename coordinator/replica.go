@@ -76,8 +76,6 @@ func (c *Coordinator) observe(ctx context.Context) error {
 		text = nil
 	case err != nil:
 		return fmt.Errorf("read the store's latest transition: %w", err)
-	case text == nil:
-		text = []byte{} // there, and empty
 	}
 	g, r := c.active.Load(), c.recovering.Load()
 	var known *latest

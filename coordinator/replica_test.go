@@ -35,8 +35,6 @@ type shared struct {
 	latest  []byte
 }
 
-var errDamaged = errors.New("latest is empty")
-
 func newShared() *shared { return &shared{objects: make(map[store.Name][]byte)} }
 
 func (s *shared) Object(_ context.Context, name store.Name) ([]byte, error) {
@@ -52,24 +50,24 @@ func (s *shared) Object(_ context.Context, name store.Name) ([]byte, error) {
 func (s *shared) Latest(context.Context) ([]byte, error) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	if s.latest == nil {
+	switch {
+	case s.latest == nil:
 		return nil, store.ErrNotFound
-	}
-	if len(s.latest) == 0 {
-		return nil, errDamaged
+	case len(s.latest) == 0:
+		return nil, errors.New("latest is empty")
 	}
 	return bytes.Clone(s.latest), nil
 }
 
 func (s *shared) Commit(ctx context.Context, objects []store.Object, old, new []byte) error {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if len(new) == 0 {
-		return errDamaged
+	if len(new) == 0 || s.latest != nil && len(s.latest) == 0 {
+		return errors.New("latest is or would be empty")
 	}
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
 	if (s.latest == nil) != (old == nil) || !bytes.Equal(s.latest, old) {
 		return store.ErrConflict
 	}
@@ -92,9 +90,9 @@ func (s *shared) copy() *shared {
 func TestTheStoreOfTheseTestsIsAStore(t *testing.T) {
 	storetest.Run(t, func(*testing.T) storetest.Subject {
 		s := newShared()
-		get := func() store.Store { return s }
+		the := func() store.Store { return s }
 		return storetest.Subject{
-			Store: get, Reopen: get,
+			Store: the, Reopen: the,
 			ChangeObject: func(name store.Name, data []byte) { s.objects[name] = data },
 			ChangeLatest: func(value []byte) { s.latest = append([]byte{}, value...) },
 		}
@@ -179,8 +177,13 @@ type replica struct {
 
 func newReplicas(t *testing.T, n int) *replicas {
 	t.Helper()
+	return newReplicasOn(t, "SNP", n)
+}
+
+func newReplicasOn(t *testing.T, platform string, n int) *replicas {
+	t.Helper()
 	rs := &replicas{
-		store: newShared(), owner: newKey(t, elliptic.P256()), hardware: platforms(t)["SNP"], running: make([]*replica, n),
+		store: newShared(), owner: newKey(t, elliptic.P256()), hardware: platforms(t)[platform], running: make([]*replica, n),
 	}
 	rs.addresses = slices.Repeat([]string{"127.0.0.1:0"}, n)
 	for i := range n {
@@ -189,7 +192,7 @@ func newReplicas(t *testing.T, n int) *replicas {
 	return rs
 }
 
-// start begins the life of number i, at the address that it had before.
+// start begins the life of number i, at the address that it had before if nobody took that meanwhile.
 func (rs *replicas) start(t *testing.T, i int, options ...option) *replica {
 	t.Helper()
 	cache, err := collateral.New(collateral.Config{Transport: rs.hardware.vendor})
@@ -200,6 +203,9 @@ func (rs *replicas) start(t *testing.T, i int, options ...option) *replica {
 	r := &replica{fixture: &fixture{log: &netlab.Log{}}, view: new(view)}
 	r.view.to.Store(rs.store)
 	listener, err := net.Listen("tcp", rs.move(i, "127.0.0.1:9"))
+	if err != nil {
+		listener, err = net.Listen("tcp", "127.0.0.1:0")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -356,19 +362,19 @@ func TestReplicasAreOneAuthorityWhileOneOfThemLives(t *testing.T) {
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer stopWatching()
-	clients := make([]*api.Client, len(rs.addresses))
-	for i, address := range rs.addresses {
-		if clients[i], err = api.New(address); err != nil {
-			t.Fatal(err)
-		}
-	}
 	rounds := 0
 	watching.Go(func() {
 		p := snpPod(t, webPolicy)
 		for watched.Err() == nil {
 			before := *authorities.Load()
 			var failures []error
-			issued := slices.ContainsFunc(clients, func(c *api.Client) bool {
+			addresses, _ := rs.peers(watched)
+			issued := slices.ContainsFunc(addresses, func(address string) bool {
+				c, err := api.New(address)
+				if err != nil {
+					t.Error(err)
+					return false
+				}
 				nonce, err := c.Nonce(watched)
 				if err == nil {
 					var resp *api.CertificateResponse
@@ -450,13 +456,39 @@ func TestReplicasAreOneAuthorityWhileOneOfThemLives(t *testing.T) {
 	stopWatching()
 	watching.Wait()
 	t.Logf("%d certificates meanwhile, and never none", rounds)
-	rs.running[0].metric(t, `portcullis_state{state="active"} 1`)
-	rs.running[0].metric(t, `portcullis_state{state="needs-recovery"} 0`)
+	rs.running[0].metric(t, `portcullis_replica_state{state="active"} 1`)
+	rs.running[0].metric(t, `portcullis_replica_state{state="needs-recovery"} 0`)
 	rs.running[0].metric(t, `portcullis_peers_asked_total{outcome="ok"} 1`)
+}
+
+func TestReplicasOnTDXRecoverFromEachOther(t *testing.T) {
+	t.Parallel()
+	rs := newReplicasOn(t, "TDX", 2)
+	set, err := rs.running[0].Set(t.Context(), rs.request(t, rs.manifest(t), [32]byte{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range []int{1, 0} {
+		r := rs.restart(t, i)
+		r.at(t, set.TransitionHash)
+		resp, err := r.Attest(t.Context(), random(t, api.NonceSize))
+		if err != nil || !bytes.Equal(resp.MeshCA, set.MeshCA) {
+			t.Errorf("replica %d is another authority: %v", i, err)
+		}
+	}
+	// Another image under the same policy is none of them.
+	rs.running[1].stop()
+	stranger := rs.hardware
+	r := rs.start(t, 1, func(c *coordinator.Config) { c.Issuer = stranger.stranger })
+	eventually(t, "the refusal", r.log, func() bool { return len(r.log.Entries("no state from this peer")) > 1 })
+	if field := rs.running[0].says(t, "peer refused")["field"]; field != stranger.field {
+		t.Errorf("field %v, want %s", field, stranger.field)
+	}
 }
 
 // Whoever loses a race is told so, whether the two are fresh or not.
 func TestOneOfTwoReplicasRacingWithSetWins(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	var previous [32]byte
 	for round := range 4 {
@@ -485,6 +517,7 @@ func TestOneOfTwoReplicasRacingWithSetWins(t *testing.T) {
 
 // The losers of a race that was over before they looked are told the same, not to wait.
 func TestSetAtAReplicaThatWasOvertaken(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	nobody := func(c *coordinator.Config) { c.Peers = nil }
 	late := rs.restart(t, 1, nobody)
@@ -501,6 +534,7 @@ func TestSetAtAReplicaThatWasOvertaken(t *testing.T) {
 
 // A replica that another one overtook certifies nobody under the manifest that is over, nor says that it were in force.
 func TestOvertakenReplicaStopsServing(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	owners := seedshareOwners(t, 1)
 	shareOwners := sharedAmong(t, 1, owners...)
@@ -534,7 +568,7 @@ func TestOvertakenReplicaStopsServing(t *testing.T) {
 	if status, code, _ := lonely.health(t, api.PathReady); status != http.StatusServiceUnavailable || code != "needs-peer" {
 		t.Errorf("/readyz: %d %s", status, code)
 	}
-	lonely.metric(t, `portcullis_state{state="needs-peer"} 1`)
+	lonely.metric(t, `portcullis_replica_state{state="needs-peer"} 1`)
 	eventually(t, "a peer that does not answer", lonely.log, func() bool {
 		return slices.ContainsFunc(lonely.log.Entries("no state from this peer"), func(e map[string]any) bool {
 			return e["outcome"] == "unreachable" && e["peer"] == "127.0.0.1:9"
@@ -547,6 +581,7 @@ func TestOvertakenReplicaStopsServing(t *testing.T) {
 // Where nobody is left who knows the newest manifest's mesh CA, its seed-share owners make another one, and whoever
 // comes back follows them.
 func TestOwnersRecoverAnOvertakenReplica(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	owners := seedshareOwners(t, 1)
 	shareOwners := sharedAmong(t, 1, owners...)
@@ -630,6 +665,7 @@ func (rs *replicas) verifyRecovery(t *testing.T, r *replica, text []byte) *api.V
 // All replicas died, and owners recover two of them at the same moment: one of them makes the mesh CA, and the other takes it
 // over, whichever way the race goes.
 func TestOwnersWhoRecoverTwoReplicasAtOnceMakeOneMeshCA(t *testing.T) {
+	t.Parallel()
 	for name, options := range map[string]struct {
 		late bool
 		want []api.Code
@@ -708,6 +744,7 @@ func TestOwnersWhoRecoverTwoReplicasAtOnceMakeOneMeshCA(t *testing.T) {
 
 // The store did what it was asked for, and the answer was lost: the owner who set the manifest is told that it is in force.
 func TestCommitWhoseAnswerIsLost(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 1)
 	r := rs.running[0]
 	r.view.answered = func() error { return errors.New("the connection broke") }
@@ -741,6 +778,7 @@ func TestCommitWhoseAnswerIsLost(t *testing.T) {
 
 // Without its store a replica serves what it knows, and takes no manifest.
 func TestReplicaWithoutItsStoreGoesOnServing(t *testing.T) {
+	t.Parallel()
 	rs := newReplicas(t, 2)
 	set, err := rs.running[0].Set(t.Context(), rs.request(t, rs.manifest(t), [32]byte{}))
 	if err != nil {
@@ -756,4 +794,38 @@ func TestReplicaWithoutItsStoreGoesOnServing(t *testing.T) {
 	if status, state, _ := r.health(t, api.PathReady); status != http.StatusOK || state != "active" {
 		t.Errorf("/readyz: %d %s", status, state)
 	}
+}
+
+// What a mesh CA signed for the next one before its key was forgotten is handed on with the state: any replica answers the pods of
+// before, and has the new ones accept them.
+func TestReplicasShareTheOverlapOfTwoManifests(t *testing.T) {
+	t.Parallel()
+	rs := newReplicas(t, 2)
+	within := succeededWithin(t, time.Hour)
+	first, err := rs.running[0].Set(t.Context(), rs.request(t, rs.manifest(t, within), [32]byte{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rs.running[1].at(t, first.TransitionHash)
+	next, err := rs.running[1].Set(t.Context(), rs.request(t, rs.manifest(t, within, validFor(t, 5)), [32]byte(first.TransitionHash)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := rs.running[1].Successor(t.Context(), hashOf(first.MeshCA))
+	if err != nil || len(made) == 0 {
+		t.Fatalf("no cross-certificate where the manifest was set: %v", err)
+	}
+	see := func(r *replica) {
+		t.Helper()
+		r.at(t, next.TransitionHash)
+		if got, err := r.Successor(t.Context(), hashOf(first.MeshCA)); err != nil || !bytes.Equal(got, made) {
+			t.Errorf("a replica has another cross-certificate, or none: %v", err)
+		}
+		if _, resp, _ := r.certify(t, snpPod(t, webPolicy)); !bytes.Equal(resp.Predecessor, first.MeshCA) {
+			t.Error("a replica has its pods accept no pods of the manifest before")
+		}
+	}
+	see(rs.running[0])
+	rs.running[1].stop()
+	see(rs.start(t, 1))
 }

@@ -85,6 +85,17 @@ func TestEveryFaultIsSaidAtOnce(t *testing.T) {
 	}
 }
 
+// A budget over one replica would either say nothing or never let its node go.
+func TestOneReplicaHasNoBudget(t *testing.T) {
+	for replicas, want := range map[int]bool{1: false, 2: true, 15: true} {
+		c := replicated()
+		c.Replicas = replicas
+		if got := strings.Contains(text(t, c), "PodDisruptionBudget"); got != want {
+			t.Errorf("%d replicas: a budget is printed: %v", replicas, got)
+		}
+	}
+}
+
 func TestPinnedMeansByDigest(t *testing.T) {
 	for image, want := range map[string]bool{image: true, "a": false, "a:v1": false, "a@sha256:0": false, "": false} {
 		if got := (deploy.Coordinator{Image: image}).Pinned(); got != want {

@@ -49,17 +49,9 @@ func scalar(v any) string {
 func flow(v any) string {
 	switch v := v.(type) {
 	case mapping:
-		parts := make([]string, len(v))
-		for i, f := range v {
-			parts[i] = flow(f.key) + ": " + flow(f.value)
-		}
-		return "{" + strings.Join(parts, ", ") + "}"
+		return "{" + flowEntries(v) + "}"
 	case list:
-		parts := make([]string, len(v))
-		for i, item := range v {
-			parts[i] = flow(item)
-		}
-		return "[" + strings.Join(parts, ", ") + "]"
+		return "[" + flowItems(v) + "]"
 	case string:
 		var b bytes.Buffer
 		e := json.NewEncoder(&b)
@@ -72,6 +64,24 @@ func flow(v any) string {
 		return strconv.Itoa(v)
 	}
 	panic("generate: a value of no YAML type")
+}
+
+// flowEntries is a mapping without its braces.
+func flowEntries(m mapping) string {
+	parts := make([]string, len(m))
+	for i, f := range m {
+		parts[i] = flow(f.key) + ": " + flow(f.value)
+	}
+	return strings.Join(parts, ", ")
+}
+
+// flowItems is a list without its brackets.
+func flowItems(l list) string {
+	parts := make([]string, len(l))
+	for i, item := range l {
+		parts[i] = flow(item)
+	}
+	return strings.Join(parts, ", ")
 }
 
 // block writes the entries of a mapping as lines, indented.

@@ -14,8 +14,8 @@ package generate
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"strings"
 
@@ -112,11 +112,15 @@ func Inspect(files []File, options Options) (*Result, error) {
 
 func inspect(files []File, options Options) (*generator, error) {
 	g := &generator{Options: options}
-	g.read(files)
+	g.readParts(files, g.read)
+	coordinator := g.coordinatorHost()
+	for _, t := range g.targets {
+		t.coordinator = coordinator(t)
+		t.images = g.Images
+	}
 	if len(g.faults) == 0 {
 		g.assignIdentities()
 		g.checkPeers()
-		g.checkLocks()
 	}
 	if len(g.faults) > 0 {
 		return nil, g.faults
@@ -143,9 +147,9 @@ func Inject(ctx context.Context, files []File, options Options) (*Result, error)
 		return nil, err
 	}
 	result := &Result{Warnings: g.warnings}
-	for _, s := range g.sources {
-		text := g.splice(s, true)
-		result.Files = append(result.Files, File{s.name, text})
+	result.Files = g.assemble(files, g.splice)
+	for _, p := range g.parts {
+		g.fail(p.faults...)
 	}
 	if len(g.faults) > 0 {
 		return nil, g.faults
@@ -159,16 +163,17 @@ func Inject(ctx context.Context, files []File, options Options) (*Result, error)
 // generator is one run over all files.
 type generator struct {
 	Options
-	sources  []*source // without what an earlier run injected
+	parts    []*part
 	services []service
 	targets  []*target
 	faults   Faults
 	warnings []string
 }
 
-// target is a confidential pod.
+// target is a confidential pod. Of its tree only what is asked for later is kept: its node tells the place and no more.
 type target struct {
-	pod
+	object
+	labels map[string]string
 	injection
 	sans       []pki.SAN
 	config     initdata.PodConfig
@@ -186,29 +191,35 @@ func (g *generator) warn(s *source, n *yaml.Node, format string, args ...any) {
 	g.warnings = append(g.warnings, message)
 }
 
-// read parses the files, takes out what an earlier run injected, and finds Services and confidential pods.
-func (g *generator) read(files []File) {
-	for _, f := range files {
-		s, err := g.parseStripped(f)
-		if err != nil {
-			g.fail(flatten(err)...)
-			continue
-		}
-		g.sources = append(g.sources, s)
-		for _, o := range s.objects(g.Namespace) {
+// read reads a part, takes out what an earlier run injected, finds Services and confidential pods, and where to inject.
+func (g *generator) read(s *source) *part {
+	r := &reader{generator: &generator{Options: g.Options}}
+	p := &part{source: s}
+	if stripped, changed, err := r.readStripped(s); err != nil {
+		r.fail(flatten(err)...)
+	} else {
+		p.source, p.stripped = stripped, changed
+		for _, o := range stripped.objects(g.Namespace) {
 			if svc, ok := o.service(); ok {
-				g.services = append(g.services, svc)
+				r.services = append(r.services, svc)
 			}
-			g.readObject(o)
+			r.readObject(o)
 		}
+		r.plan(p)
+		stripped.forget()
 	}
-	for _, t := range g.targets {
-		t.coordinator = g.coordinatorHost(t)
-		t.images = g.Images
-	}
+	p.services, p.targets, p.faults, p.warnings = r.services, r.targets, r.faults, r.warnings
+	return p
 }
 
-func (g *generator) readObject(o object) {
+// reader reads one part.
+type reader struct {
+	*generator
+	pods []pod // of the targets
+}
+
+// readObject reads an object. Whatever must see the tree of a pod is done here: it is not kept.
+func (g *reader) readObject(o object) {
 	p, ok := o.pod()
 	if !ok {
 		g.fail(o.checkUnknownKind()...)
@@ -219,7 +230,7 @@ func (g *generator) readObject(o object) {
 		return
 	}
 	if p.name == "" {
-		g.fail(o.src.faultAt(o.node, "this %s has no metadata.name", o.kind))
+		g.fail(o.src.faultAt(o.node, "this %s has no metadata.name; its initdata needs one, so give it one", o.kind))
 		return
 	}
 	settings, faults := p.readSettings()
@@ -233,39 +244,66 @@ func (g *generator) readObject(o object) {
 	if settings.parsed != nil {
 		g.readProbes(p, &settings)
 	}
-	g.targets = append(g.targets, &target{pod: p, injection: injection{settings: settings}})
+	g.checkLock(p, settings)
+	g.pods = append(g.pods, p)
+	o.node = &yaml.Node{Kind: o.node.Kind, Line: o.node.Line, Column: o.node.Column}
+	g.targets = append(g.targets, &target{object: o, labels: p.labels(), injection: injection{settings: settings}})
 }
 
-func (g *generator) parseStripped(f File) (*source, error) {
-	s, err := parse(f.Name, f.Text)
+// readStripped parses a source, and takes out what an earlier run injected.
+func (g *reader) readStripped(s *source) (stripped *source, changed bool, err error) {
+	s, err = parse(s.name, s.text, s.before)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	strip := newSplicer(s)
+	names := newSplicer(s)
+	var injected []pod
 	for _, o := range s.objects(g.Namespace) {
-		if p, ok := o.pod(); ok && (p.confidential(g.RuntimeClasses) || p.injected()) {
+		p, ok := o.pod()
+		switch {
+		case !ok:
+		case p.injected():
+			injected = append(injected, p)
 			if g.Pin == nil && p.pinned() {
 				g.warn(s, p.node, "%v was pinned to its Coordinator and is no longer: it will join the mesh of any Coordinator that answers", p)
 			}
-			strip.strip(p)
+		case p.confidential(g.RuntimeClasses):
+			names.checkNames(p)
 		}
 	}
-	if len(strip.faults) > 0 {
-		return nil, errors.Join(strip.faults...)
+	if len(names.faults) > 0 {
+		return nil, false, Faults(names.faults)
 	}
-	if len(strip.edits) == 0 {
-		return s, nil
+	stripped, err = g.strip(s, injected)
+	return stripped, stripped != s, err
+}
+
+// plan says where to inject into the targets of a part, and what the rest of it looks like.
+func (g *reader) plan(p *part) {
+	if len(g.targets) == 0 || len(g.faults) > 0 {
+		return
 	}
-	strip.closeEnd()
-	return parse(f.Name, strip.apply())
+	sp := newSplicer(p.source)
+	probes := make([]map[string]string, len(g.pods))
+	for i, t := range g.targets {
+		sp.inject(g.pods[i], t)
+		probes[i] = t.probePaths()
+	}
+	sp.checkAliases()
+	slices.SortStableFunc(sp.faults, byPlace)
+	g.fail(sp.faults...)
+	p.edits = sp.edits
+	p.print = p.printWithout(g.pods, probes, false)
+	for _, t := range g.targets {
+		for i := range t.probes { // without their trees
+			t.probes[i] = rewrite{probe: t.probes[i].probe}
+		}
+	}
 }
 
 // injected says whether an earlier run injected into a pod, whatever its runtime class is now.
 func (p pod) injected() bool {
-	if slices.ContainsFunc(p.containers(), ourContainer) {
-		return true
-	}
-	if _, value := p.ownAnnotation(annotationProbes); value != nil {
+	if first := get(p.spec, "initContainers"); first != nil && slices.ContainsFunc(first.Content, ourContainer) {
 		return true
 	}
 	_, value := p.ownAnnotation(initdata.Annotation)
@@ -274,20 +312,22 @@ func (p pod) injected() bool {
 
 // measure makes each target's initdata, policy hash and annotation.
 func (g *generator) measure(ctx context.Context) error {
-	objects, err := g.injectedObjects()
-	if err != nil {
-		return err
-	}
 	first := make(map[attestation.PolicyHash]*target)
-	for i, t := range g.targets {
-		if err := g.measureOne(ctx, t, objects[i]); err != nil {
+	for _, p := range g.parts {
+		objects, err := g.injectedObjects(p)
+		if err != nil {
 			return err
 		}
-		if other := first[t.hash]; other != nil {
-			g.fail(t.src.faultAt(t.node, "%v is here already at %s: two pods with one policy hash have one identity; "+
-				"give them different names", t.pod, other.place()))
+		for i, t := range p.targets {
+			if err := g.measureOne(ctx, t, objects[i]); err != nil {
+				return err
+			}
+			if other := first[t.hash]; other != nil {
+				g.fail(t.src.faultAt(t.node, "%v is here already at %s: two pods with one policy hash have one identity; "+
+					"give them different names", t.object, other.place()))
+			}
+			first[t.hash] = t
 		}
-		first[t.hash] = t
 	}
 	if len(g.faults) > 0 {
 		return g.faults
@@ -302,10 +342,10 @@ func (g *generator) measureOne(ctx context.Context, t *target, object []byte) er
 	}
 	policy, err := g.Policy.Policy(ctx, object)
 	if err != nil {
-		return fmt.Errorf("policy of %v (%s): %w", t.pod, t.place(), err)
+		return fmt.Errorf("policy of %v (%s): %w", t.object, t.place(), err)
 	}
 	if err := t.measure(policy); err != nil {
-		return fmt.Errorf("%s: %v: %w", t.place(), t.pod, err)
+		return fmt.Errorf("%s: %v: %w", t.place(), t.object, err)
 	}
 	return nil
 }
@@ -338,64 +378,56 @@ func (t *target) measure(policy string) error {
 	return err
 }
 
-// injectedObjects returns each target's object with its containers injected, as the policy must see it, but without its
-// initdata, which holds the policy.
-func (g *generator) injectedObjects() ([][]byte, error) {
-	var all [][]byte
-	for _, s := range g.sources {
-		text := g.splice(s, false)
-		if len(g.faults) > 0 {
-			return nil, g.faults
-		}
-		injected, err := parse(s.name, text)
-		if err != nil {
-			return nil, err
-		}
-		for _, o := range injected.objects(g.Namespace) {
-			p, ok := o.pod()
-			if !ok || !p.confidential(g.RuntimeClasses) {
-				continue
+// injectedObjects returns the objects of a part's targets with their containers injected, as the policy must see them, but
+// without their initdata, which holds the policy. One policy for all needs to see none.
+func (g *generator) injectedObjects(p *part) ([][]byte, error) {
+	all := make([][]byte, len(p.targets))
+	if _, fixed := g.Policy.(FixedPolicy); fixed || len(all) == 0 {
+		return all, nil
+	}
+	injected, err := parse(p.name, apply(p.text, p.edits), p.before)
+	if err != nil {
+		return nil, err
+	}
+	var cut pruning
+	for i, pod := range g.confidentialPods(injected) {
+		if _, metadata := own(pod.template, "metadata"); metadata != nil {
+			if _, annotations := own(metadata, "annotations"); annotations != nil {
+				cut.entries(annotations, func(k, _ *yaml.Node) bool { return k.Value == initdata.Annotation })
 			}
-			object, err := yaml.Marshal(o.node)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", place(injected, o.node), err)
-			}
-			all = append(all, object)
+			cut.entries(metadata, func(k, v *yaml.Node) bool { return k.Value == "annotations" && isEmpty(v) })
+		}
+		if i >= len(all) {
+			break
+		}
+		if all[i], err = yaml.Marshal(pod.node); err != nil {
+			return nil, fmt.Errorf("%s: %w", place(injected, pod.node), err)
 		}
 	}
 	return all, nil
 }
 
-// splice injects into one file. What it makes is read again and compared: nothing but the injected may differ.
-func (g *generator) splice(s *source, withInitdata bool) []byte {
-	sp := newSplicer(s)
-	for _, t := range g.targetsOf(s) {
-		annotation := ""
-		if withInitdata {
-			annotation = t.annotation
-		}
-		sp.inject(t.pod, t.injection, annotation)
-	}
-	sp.checkAliases()
-	if len(sp.faults) > 0 {
-		g.fail(sp.faults...)
-		return nil
-	}
-	if len(sp.edits) == 0 {
-		return s.text
-	}
-	text := sp.apply()
-	if withInitdata {
-		if err := g.checkSplice(s, text); err != nil {
-			g.fail(err)
+func (g *generator) confidentialPods(s *source) []pod {
+	var pods []pod
+	for _, o := range s.objects(g.Namespace) {
+		if p, ok := o.pod(); ok && p.confidential(g.RuntimeClasses) {
+			pods = append(pods, p)
 		}
 	}
-	return text
+	return pods
 }
 
-// targetsOf are the confidential pods of one file, in their order.
-func (g *generator) targetsOf(s *source) []*target {
-	return slices.DeleteFunc(slices.Clone(g.targets), func(t *target) bool { return t.src != s })
+// splice injects into one part. What it makes is read again: but for the injection it must be what it was, and taking the
+// injection out again must give the same bytes.
+func (g *generator) splice(p *part) []byte {
+	if len(p.edits) == 0 {
+		return p.text
+	}
+	text := apply(p.text, p.edits)
+	if err := g.checkSplice(p, text); err != nil {
+		p.faults = append(p.faults, err)
+	}
+	return text
 }
 
 func (t *target) result() Pod {
@@ -411,6 +443,15 @@ func (t *target) result() Pod {
 	}
 }
 
+// probePaths are the paths of the target's probes at the mesh proxy, by container/kind.
+func (t *target) probePaths() map[string]string {
+	paths := make(map[string]string)
+	for _, r := range t.probes {
+		paths[r.probe.ID()] = r.probe.Path()
+	}
+	return paths
+}
+
 func flatten(err error) []error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()
@@ -418,74 +459,138 @@ func flatten(err error) []error {
 	return []error{err}
 }
 
-// checkSplice proves that text is s with the injection and nothing else changed.
-func (g *generator) checkSplice(s *source, text []byte) error {
-	result, err := parse(s.name, text)
+// checkSplice proves that text is a part with the injection, that nothing else changed, and that the injection can be taken
+// out again without a trace.
+func (g *generator) checkSplice(p *part, text []byte) error {
+	const hint = "so nothing was written; write the pod template in plain block style"
+	first := p.targets[0]
+	result, err := parse(p.name, text, p.before)
 	if err != nil {
-		return fmt.Errorf("internal error, nothing was written: the injected YAML does not parse: %w", err)
+		return p.faultAt(first.node, "with what generate would add, the file would not be valid YAML (%v), %s", err, hint)
 	}
-	before, err := parse(s.name, s.text) // a tree of its own: it is cut down here
+	pods := g.confidentialPods(result)
+	if len(pods) != len(p.targets) {
+		return p.faultAt(first.node, "what generate would add would change which pods there are, %s", hint)
+	}
+	var made []string
+	var probes []map[string]string
+	for _, t := range p.targets {
+		made = append(made, t.annotation)
+		probes = append(probes, t.probePaths())
+	}
+	back, err := result.without(pods, made)
+	if err != nil || !bytes.Equal(back, p.text) {
+		return p.faultAt(first.node, "what generate would add to %v could not be taken out again exactly, %s", first.object, hint)
+	}
+	if result.printWithout(pods, probes, true) == p.print {
+		return nil
+	}
+	before, err := parse(p.name, p.text, p.before)
 	if err != nil {
 		return err
 	}
-	for _, tree := range []*source{before, result} {
-		targets := g.targetsOf(s)
-		for _, o := range tree.objects(g.Namespace) {
-			if p, ok := o.pod(); ok && p.confidential(g.RuntimeClasses) && len(targets) > 0 {
-				p.pruneProbes(targets[0].probes, tree == result)
-				p.prune()
-				targets = targets[1:]
-			}
-		}
-	}
-	if len(before.documents) != len(result.documents) {
-		return s.fault(1, 1, "internal error, nothing was written: splicing would change the number of documents")
-	}
-	for i := range before.documents {
+	prune(g.confidentialPods(before), probes, false)
+	prune(pods, probes, true)
+	for i := range min(len(before.documents), len(result.documents)) {
 		if n := difference(before.documents[i], result.documents[i]); n != nil {
-			return s.faultAt(n, "splicing would change this too, so nothing was written; write the pod template in plain block style")
+			return p.faultAt(n, "what generate would add would change this too, %s (and end the file with a line break)", hint)
 		}
 	}
-	return nil
+	return p.faultAt(first.node, "what generate would add would change the number of documents, %s", hint)
 }
 
-// prune takes out of the tree what generate injects, and whatever is left empty or was so.
-func (p pod) prune() {
-	for _, c := range p.containers() {
-		dropItems(c, "volumeMounts", func(n *yaml.Node) bool { return text(n, "name") == volumeSecrets })
+// fingerprint tells trees apart, within one run.
+type fingerprint uint64
+
+var printSeed = maphash.MakeSeed()
+
+// printWithout is the fingerprint of a source's tree without the injection, and without those handlers of probes that
+// generate replaces or, in an injected tree, put there.
+func (s *source) printWithout(pods []pod, probes []map[string]string, injected bool) fingerprint {
+	restore := prune(pods, probes, injected)
+	defer restore()
+	var h maphash.Hash
+	h.SetSeed(printSeed)
+	var walk func(n *yaml.Node)
+	walk = func(n *yaml.Node) {
+		for _, v := range []string{n.Tag, n.Value, n.Anchor} {
+			_, _ = h.WriteString(v)
+			_ = h.WriteByte(0xff) // which is in no UTF-8
+		}
+		_ = h.WriteByte(byte(n.Kind))
+		maphash.WriteComparable(&h, len(n.Content))
+		for _, child := range n.Content {
+			walk(child)
+		}
 	}
-	dropItems(p.spec, "initContainers", ourContainer)
-	dropItems(p.spec, "volumes", func(n *yaml.Node) bool {
+	for _, root := range s.documents {
+		walk(root)
+	}
+	return fingerprint(h.Sum64())
+}
+
+// pruning takes things out of a tree, and can put them back.
+type pruning []prunedNode
+
+type prunedNode struct {
+	node    *yaml.Node
+	content []*yaml.Node
+}
+
+func prune(pods []pod, probes []map[string]string, injected bool) (restore func()) {
+	var cut pruning
+	for i, p := range pods {
+		cut.probes(p, probes[i], injected)
+		cut.pod(p)
+	}
+	return func() {
+		for _, c := range slices.Backward(cut) {
+			c.node.Content = c.content
+		}
+	}
+}
+
+// pod takes out what generate injects, and whatever is left empty or was so.
+func (c *pruning) pod(p pod) {
+	for _, container := range p.containers() {
+		c.items(container, "volumeMounts", func(n *yaml.Node) bool { return text(n, "name") == volumeSecrets })
+	}
+	c.items(p.spec, "initContainers", ourContainer)
+	c.items(p.spec, "volumes", func(n *yaml.Node) bool {
 		name := text(n, "name")
 		return name == volumeSecrets || name == volumeMeshproxy
 	})
 	if _, metadata := own(p.template, "metadata"); metadata != nil {
 		if _, annotations := own(metadata, "annotations"); annotations != nil {
-			dropEntry(annotations, func(k, _ *yaml.Node) bool { return slices.Contains(annotationsOurs, k.Value) })
+			c.entries(annotations, func(k, _ *yaml.Node) bool { return slices.Contains(annotationsOurs, k.Value) })
 		}
-		dropEntry(metadata, func(k, v *yaml.Node) bool { return k.Value == "annotations" && isEmpty(v) })
+		c.entries(metadata, func(k, v *yaml.Node) bool { return k.Value == "annotations" && isEmpty(v) })
 	}
-	dropEntry(p.template, func(k, v *yaml.Node) bool { return k.Value == "metadata" && isEmpty(v) })
+	c.entries(p.template, func(k, v *yaml.Node) bool { return k.Value == "metadata" && isEmpty(v) })
 }
 
 func isEmpty(n *yaml.Node) bool {
 	return isNull(n) || n.Kind != yaml.ScalarNode && n.Kind != yaml.AliasNode && len(n.Content) == 0
 }
 
-func dropItems(parent *yaml.Node, key string, ours func(n *yaml.Node) bool) {
-	if _, v := own(parent, key); v != nil && v.Kind == yaml.SequenceNode {
-		v.Content = slices.DeleteFunc(v.Content, ours)
+func (c *pruning) items(parent *yaml.Node, key string, ours func(n *yaml.Node) bool) {
+	if _, v := own(parent, key); v != nil && v.Kind == yaml.SequenceNode && slices.ContainsFunc(v.Content, ours) {
+		*c = append(*c, prunedNode{v, v.Content})
+		v.Content = slices.DeleteFunc(slices.Clone(v.Content), ours)
 	}
-	dropEntry(parent, func(k, v *yaml.Node) bool { return k.Value == key && isEmpty(v) })
+	c.entries(parent, func(k, v *yaml.Node) bool { return k.Value == key && isEmpty(v) })
 }
 
-func dropEntry(m *yaml.Node, drop func(k, v *yaml.Node) bool) {
-	for i := 0; i+1 < len(m.Content); {
-		if drop(m.Content[i], m.Content[i+1]) {
-			m.Content = slices.Delete(m.Content, i, i+2)
-		} else {
-			i += 2
+func (c *pruning) entries(m *yaml.Node, drop func(k, v *yaml.Node) bool) {
+	var kept []*yaml.Node
+	for i := 0; i+1 < len(m.Content); i += 2 {
+		if !drop(m.Content[i], m.Content[i+1]) {
+			kept = append(kept, m.Content[i], m.Content[i+1])
 		}
+	}
+	if len(kept) < len(m.Content) {
+		*c = append(*c, prunedNode{m, m.Content})
+		m.Content = kept
 	}
 }
 

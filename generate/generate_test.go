@@ -109,53 +109,111 @@ func TestWithoutAConfidentialPodNothingChanges(t *testing.T) {
 // Real files of public projects, where this checkout lies beside them.
 func TestRealFiles(t *testing.T) {
 	const folder = "../../shared/yaml"
-	files, err := filepath.Glob(folder + "/*.y*ml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(files) == 0 {
+	if paths := yamlFiles(t, folder); len(paths) == 0 {
 		t.Skipf("SKIPPED: no YAML files in %s", folder)
+	} else {
+		checkCorpus(t, paths)
 	}
-	for _, path := range files {
+}
+
+// Files as charts, operators and tools write them, one per habit.
+func TestCorpus(t *testing.T) {
+	paths := yamlFiles(t, "testdata/corpus")
+	if len(paths) < 30 {
+		t.Fatalf("only %d files", len(paths))
+	}
+	checkCorpus(t, paths)
+}
+
+func yamlFiles(t *testing.T, folder string) []string {
+	t.Helper()
+	var paths []string
+	for _, pattern := range []string{"*.y*ml", "*.json"} {
+		found, err := filepath.Glob(filepath.Join(folder, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, found...)
+	}
+	return paths
+}
+
+// checkCorpus wants files to stay as they are and, once their pods are put into the mesh, all that must hold for every file.
+func checkCorpus(t *testing.T, paths []string) {
+	validator := newValidator(t)
+	valid := 0
+	for _, path := range paths {
 		t.Run(filepath.Base(path), func(t *testing.T) {
 			text := read(t, path)
 			if got := inject(t, text); !bytes.Equal(got, text) {
 				t.Errorf("changed without an annotation:\n%s", got)
 			}
-			annotated := annotate(t, text)
-			for _, change := range variations {
-				checkInjection(t, []byte(change(string(annotated))))
+			annotated := string(annotate(t, text))
+			for name, change := range variations {
+				changed := change(annotated)
+				if _, err := decode(changed); err != nil || strings.HasPrefix(changed, "\ufeff\ufeff") {
+					continue // another %YAML, a document behind an end, a mark behind a mark
+				}
+				t.Run(name, func(t *testing.T) {
+					checkInjection(t, []byte(changed))
+					if output, ok := checkFile(t, changed); ok && validator.accepts(t, changed) {
+						valid++
+						validator.wantAccepted(t, output)
+					}
+				})
 			}
 		})
 	}
+	if validator != nil && valid < len(paths) {
+		t.Errorf("Kubernetes takes only %d of the files before", valid)
+	}
 }
 
-// annotate puts every pod of text into the mesh, by lines: a runtime class in front of the pod's spec, annotations in
-// front of the object's metadata.
-func annotate(t *testing.T, text []byte) []byte {
+// annotate puts every pod of text into the mesh: a runtime class in front of the pod's spec, annotations in front of the
+// object's metadata or among its annotations. Pods whose annotations are empty stay without.
+func annotate(t testing.TB, text []byte) []byte {
 	t.Helper()
 	eol := "\n"
 	if bytes.Contains(text, []byte("\r\n")) {
 		eol = "\r\n"
 	}
-	before := make(map[int]string) // by line
-	put := func(n *yaml.Node, lines ...string) {
-		indent := strings.Repeat(" ", n.Column-1)
-		for _, line := range lines {
-			before[n.Line] += indent + line + eol
+	lines := strings.SplitAfter(string(text), "\n")
+	type place struct{ line, column int }
+	before := make(map[place]string)
+	// put writes an entry in front of a mapping's first.
+	put := func(m *yaml.Node, block, flow string) {
+		if len(m.Content) == 0 {
+			return
+		}
+		first := m.Content[0]
+		at := place{first.Line, first.Column}
+		if m.Style&yaml.FlowStyle != 0 {
+			before[at] += flow + ", "
+			return
+		}
+		for _, line := range strings.Split(block, "\n") {
+			before[at] += line + eol + strings.Repeat(" ", first.Column-1)
 		}
 	}
+	const ingress, egress = "contrast.edgeless.systems/servicemesh-ingress", "contrast.edgeless.systems/servicemesh-egress"
 	var walk func(n *yaml.Node, metadata *yaml.Node)
 	walk = func(n *yaml.Node, metadata *yaml.Node) {
 		if n.Kind == yaml.MappingNode {
-			if kind, object := child(n, "kind"), child(n, "metadata"); kind != nil && object != nil {
+			if object := child(n, "metadata"); object != nil && child(object, "name") != nil {
 				metadata = object
+				if kind := child(n, "kind"); kind != nil && !slices.Contains(podKinds, kind.Value) {
+					return
+				}
 			}
-			if child(n, "containers") != nil {
-				put(n.Content[0], "runtimeClassName: kata-qemu-snp")
-				put(metadata.Content[0], "annotations:",
-					"  contrast.edgeless.systems/servicemesh-ingress: web#8080#false",
-					"  contrast.edgeless.systems/servicemesh-egress: ''")
+			if child(n, "containers") != nil && metadata != nil {
+				put(n, "runtimeClassName: kata-qemu-snp", `"runtimeClassName": "kata-qemu-snp"`)
+				annotations := child(metadata, "annotations")
+				if annotations == nil {
+					put(metadata, "annotations:\n  "+ingress+": web#8080#false\n  "+egress+": ''",
+						`"annotations": {"`+ingress+`": "web#8080#false", "`+egress+`": ""}`)
+				} else {
+					put(annotations, ingress+": web#8080#false\n"+egress+": ''", `"`+ingress+`": "web#8080#false", "`+egress+`": ""`)
+				}
 				return
 			}
 		}
@@ -172,8 +230,17 @@ func annotate(t *testing.T, text []byte) []byte {
 		walk(&n, nil)
 	}
 	var b strings.Builder
-	for i, line := range strings.SplitAfter(string(text), "\n") {
-		b.WriteString(before[i+1] + line)
+	for i, line := range lines {
+		column := 1
+		for _, r := range line {
+			if i == 0 && column == 1 && r == '\ufeff' {
+				b.WriteRune(r)
+				continue
+			}
+			b.WriteString(before[place{i + 1, column}])
+			b.WriteRune(r)
+			column++
+		}
 	}
 	return []byte(b.String())
 }
@@ -740,7 +807,7 @@ func golden(t *testing.T, path string, got []byte) {
 	}
 }
 
-func read(t *testing.T, path string) []byte {
+func read(t testing.TB, path string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {

@@ -26,14 +26,36 @@ func (o object) service() (service, bool) {
 	return service{object: o, selector: texts(selector)}, true
 }
 
-func (s service) selects(p pod) bool {
-	labels := p.labels()
+func (s service) selects(t *target) bool {
 	for key, value := range s.selector {
-		if got, ok := labels[key]; !ok || got != value {
+		if got, ok := t.labels[key]; !ok || got != value {
 			return false
 		}
 	}
-	return s.namespace == p.namespace
+	return s.namespace == t.namespace
+}
+
+// label is one label of a pod, of which it has several.
+type label struct{ namespace, key, value string }
+
+// byLabel finds pods that a Service may select, among the many that it does not.
+func (g *generator) byLabel() map[label][]*target {
+	labelled := make(map[label][]*target)
+	for _, t := range g.targets {
+		for key, value := range t.labels {
+			l := label{t.namespace, key, value}
+			labelled[l] = append(labelled[l], t)
+		}
+	}
+	return labelled
+}
+
+// anyLabel is a label that every pod has which the Service selects.
+func (s service) anyLabel() label {
+	for key, value := range s.selector {
+		return label{s.namespace, key, value}
+	}
+	return label{}
 }
 
 // names are the forms in which a cluster's DNS knows a Service, the short one first.
@@ -48,10 +70,11 @@ func (s service) names() []string {
 // connections fail and say why, instead of reaching either.
 func (g *generator) assignIdentities() {
 	taken := make(map[pki.SAN]*target) // nil: nobody may have it
+	labelled := g.byLabel()
 	for _, s := range g.services {
 		var owners []*target
-		for _, t := range g.targets {
-			if t.role == initdata.Workload && s.selects(t.pod) {
+		for _, t := range labelled[s.anyLabel()] {
+			if t.role == initdata.Workload && s.selects(t) {
 				owners = append(owners, t)
 			}
 		}
@@ -63,7 +86,7 @@ func (g *generator) assignIdentities() {
 		default:
 			g.warn(s.src, s.node, "Service %s/%s selects %v and %v: neither gets its name as an identity, since that belongs to "+
 				"one pod; callers can list both by their own names, as in %s#127.0.0.2:80#%s:80#%s,%s",
-				s.namespace, s.name, owners[0].pod, owners[1].pod, s.name, s.name, owners[0].name, owners[1].name)
+				s.namespace, s.name, owners[0].object, owners[1].object, s.name, s.name, owners[0].name, owners[1].name)
 		}
 		for _, name := range s.names() {
 			san, err := pki.ParseSAN(name)
@@ -151,24 +174,23 @@ func (g *generator) checkPeers() {
 	}
 }
 
-// coordinatorHost is how t reaches the Coordinator: as it was told, or by the Service that selects a Coordinator's pod.
-func (g *generator) coordinatorHost(t *target) string {
+// coordinatorHost returns how a pod reaches the Coordinator: as it was told, or by the Service that selects a Coordinator's pod.
+func (g *generator) coordinatorHost() func(*target) string {
 	if g.CoordinatorHost != "" {
-		return g.CoordinatorHost
+		return func(*target) string { return g.CoordinatorHost }
 	}
+	coordinators := slices.DeleteFunc(slices.Clone(g.targets), func(t *target) bool { return t.role != initdata.Coordinator })
 	for _, s := range g.services {
-		for _, c := range g.targets {
-			if c.role != initdata.Coordinator || !s.selects(c.pod) {
-				continue
+		if slices.ContainsFunc(coordinators, s.selects) {
+			return func(t *target) string {
+				if s.namespace != t.namespace {
+					return s.name + "." + s.namespace + s.coordinatorPort()
+				}
+				return s.name + s.coordinatorPort()
 			}
-			host := s.name
-			if s.namespace != t.namespace {
-				host += "." + s.namespace
-			}
-			return host + s.coordinatorPort()
 		}
 	}
-	return "coordinator"
+	return func(*target) string { return "coordinator" }
 }
 
 // coordinatorPort is ":port" when the Service leads from another port to the Coordinator's.

@@ -175,32 +175,50 @@ func securityContext(capabilities list) mapping {
 	}
 }
 
-// inject splices an injection, and the initdata annotation where there is one, into a pod that has none.
-func (s *splicer) inject(p pod, in injection, annotation string) {
+// inject splices a target's injection into its pod, which has none. Everything written is asked for later, when the
+// Coordinator is known and the initdata is made.
+func (s *splicer) inject(p pod, t *target) {
 	l := layout{dash: s.dashIndent(p)}
-	volumes := in.volumes()
-	var entries mapping
-	if annotation != "" {
-		entries = append(entries, field{initdata.Annotation, annotation})
-	}
-	if originals := s.rewriteProbes(in.probes); originals != "" {
-		entries = append(entries, field{annotationProbes, originals})
-	}
-	if len(volumes) > 0 {
+	was := make(originals)
+	probes := s.rewriteProbes(t.probes)
+	if len(t.volumes()) > 0 {
+		names := make(map[string]*yaml.Node)
 		for _, c := range p.containers() {
 			s.checkMounts(c)
-			s.addItems(c, "volumeMounts", list{mount(volumeSecrets, mountSecrets)}, l)
+			s.checkContainerName(c, names)
+			mounts := func() list { return list{mount(volumeSecrets, mountSecrets)} }
+			s.addItems(c, "volumeMounts", was.at(text(c, "name")+"/volumeMounts"), mounts, l)
 		}
-		s.addItems(p.spec, "initContainers", in.sidecars(), l)
-		s.addItems(p.spec, "volumes", volumes, l)
+		s.addItems(p.spec, "initContainers", was.at("initContainers"), func() list { return t.sidecars() }, l)
+		s.addItems(p.spec, "volumes", was.at("volumes"), func() list { return t.volumes() }, l)
 	}
-	if len(entries) > 0 {
-		if _, metadata := own(p.template, "metadata"); metadata != nil && metadata.Kind == yaml.MappingNode {
-			s.addEntries(metadata, "annotations", entries, l)
-		} else {
-			s.addEntries(p.template, "metadata", mapping{{"annotations", entries}}, l)
+	annotations := func() mapping {
+		entries := mapping{{initdata.Annotation, t.annotation}}
+		if probes != "" {
+			entries = append(entries, field{annotationProbes, probes})
 		}
+		if len(was) > 0 {
+			entries = append(entries, field{annotationEmpty, was.text()})
+		}
+		return entries
 	}
+	if _, metadata := own(p.template, "metadata"); metadata != nil && metadata.Kind == yaml.MappingNode {
+		if len(metadata.Content) == 0 {
+			was.at("metadata").keep(emptyMapping)
+		}
+		s.addEntries(metadata, "annotations", was.at("annotations"), annotations, l)
+		return
+	}
+	s.addEntries(p.template, "metadata", was.at("metadata"), func() mapping { return mapping{{"annotations", annotations()}} }, l)
+}
+
+// checkContainerName refuses a name that two containers have: what is kept of a container is kept by its name.
+func (s *splicer) checkContainerName(container *yaml.Node, seen map[string]*yaml.Node) {
+	name := text(container, "name")
+	if first := seen[name]; first != nil && first != container {
+		s.failAt(container, "the container on line %d is named %q too; give each container a name of its own", first.Line, name)
+	}
+	seen[name] = container
 }
 
 // dashIndent is how the pod's author indents lists.
@@ -233,49 +251,6 @@ func (s *splicer) checkMounts(container *yaml.Node) {
 	}
 }
 
-// strip takes out of a pod what an earlier run injected.
-func (s *splicer) strip(p pod) {
-	for _, c := range p.containers() {
-		if !ourContainer(c) {
-			s.removeItems(c, "volumeMounts", s.ourMount)
-		}
-	}
-	s.removeItems(p.spec, "initContainers", ourContainer)
-	s.removeItems(p.spec, "volumes", func(n *yaml.Node) bool {
-		name := text(n, "name")
-		return name == volumeSecrets || name == volumeMeshproxy
-	})
-	s.restoreProbes(p)
-	s.stripAnnotations(p)
-}
-
-// annotationsOurs are what generate adds to a pod's annotations.
-var annotationsOurs = []string{initdata.Annotation, annotationProbes}
-
-func (s *splicer) stripAnnotations(p pod) {
-	ours := 0
-	for _, name := range annotationsOurs {
-		switch key, value := p.ownAnnotation(name); {
-		case key == nil:
-		case name == initdata.Annotation && !ourInitdata(value):
-			s.failAt(key, "%s is here already and generate did not write it; remove it", name)
-			return
-		default:
-			ours++
-		}
-	}
-	if ours == 0 {
-		return
-	}
-	metadataKey, metadata := own(p.template, "metadata")
-	_, annotations := own(metadata, "annotations")
-	if !isFlow(metadata) && !isFlow(annotations) && len(metadata.Content) == 2 && len(annotations.Content) == 2*ours {
-		s.removeLines(metadataKey, metadataKey, annotations) // made for the annotations
-		return
-	}
-	s.removeEntries(metadata, "annotations", annotationsOurs)
-}
-
 // ownAnnotation is an annotation that stands in the text of the pod template's metadata.
 func (p pod) ownAnnotation(name string) (key, value *yaml.Node) {
 	n := p.template
@@ -305,9 +280,57 @@ func (s *splicer) ourMount(n *yaml.Node) bool {
 		}
 	}
 	if text(n, "mountPath") != mountSecrets {
-		s.failAt(n, "%s is mounted at %s in every container by generate; remove this mount", volumeSecrets, mountSecrets)
+		s.failAt(resolve(n), "%s is mounted at %s in every container by generate; remove this mount", volumeSecrets, mountSecrets)
 	}
 	return true
+}
+
+// ourVolume recognises the volumes that generate adds, which are in memory.
+func (s *splicer) ourVolume(n *yaml.Node) bool {
+	name := text(n, "name")
+	if name != volumeSecrets && name != volumeMeshproxy {
+		return false
+	}
+	if text(get(n, "emptyDir"), "medium") != "Memory" {
+		s.failAt(n, "volume %s is not as generate writes it, in memory; the name is generate's own: give yours another", name)
+	}
+	return true
+}
+
+// checkNames refuses names of ours in a pod into which nothing was injected: what bears them would be taken for the injection.
+func (s *splicer) checkNames(p pod) {
+	for _, c := range p.containers() {
+		if mounts := get(c, "volumeMounts"); mounts != nil {
+			for _, m := range mounts.Content {
+				before := len(s.faults)
+				switch name := text(m, "name"); {
+				case name == volumeMeshproxy:
+					s.failAt(m, "volume %s is the mesh proxy's own; give yours another name", name)
+				case s.ourMount(m) && len(s.faults) == before:
+					s.failAt(m, "generate mounts %s in every container; remove this mount", name)
+				}
+			}
+		}
+	}
+	if containers := get(p.spec, "containers"); containers != nil {
+		for _, c := range containers.Content {
+			if ourContainer(c) {
+				s.failAt(resolve(c), "container name %s is generate's own; give yours another", text(c, "name"))
+			}
+		}
+	}
+	if volumes := get(p.spec, "volumes"); volumes != nil {
+		for _, v := range volumes.Content {
+			if name := text(v, "name"); name == volumeSecrets || name == volumeMeshproxy {
+				s.failAt(resolve(v), "volume name %s is generate's own; give yours another", name)
+			}
+		}
+	}
+	for _, name := range annotationsOurs {
+		if key, _ := p.ownAnnotation(name); key != nil {
+			s.failAt(key, "%s is here already and generate did not write it; remove it", name)
+		}
+	}
 }
 
 func ourInitdata(n *yaml.Node) bool {

@@ -6,21 +6,19 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// checkLocks warns of containers whose capabilities lead past the egress lock: NET_RAW lets a process send frames past the
+// checkLock warns of containers whose capabilities lead past the egress lock: NET_RAW lets a process send frames past the
 // guard's rules, or mark a socket as the mesh proxy does, and NET_ADMIN lets it change the rules.
-func (g *generator) checkLocks() {
-	for _, t := range g.targets {
-		if !t.locked() {
+func (g *generator) checkLock(p pod, settings settings) {
+	if !settings.locked() {
+		return
+	}
+	for _, c := range p.containers() {
+		if ourContainer(c) {
 			continue
 		}
-		for _, c := range t.containers() {
-			if ourContainer(c) {
-				continue
-			}
-			if powers := powersPastTheLock(c); len(powers) > 0 {
-				g.warn(t.src, c, "container %s of %v has the capability %s, with which it can send past the egress lock: "+
-					"add securityContext.capabilities.drop: [NET_RAW], or [ALL]", text(c, "name"), t.pod, powers[0])
-			}
+		if powers := powersPastTheLock(c); len(powers) > 0 {
+			g.warn(p.src, c, "container %s of %v has the capability %s, with which it can send past the egress lock: "+
+				"add securityContext.capabilities.drop: [NET_RAW], or [ALL]", text(c, "name"), p, powers[0])
 		}
 	}
 }

@@ -135,7 +135,7 @@ func (p pod) containers() []*yaml.Node {
 	return all
 }
 
-func (p pod) String() string { return p.kind + " " + p.namespace + "/" + p.name }
+func (o object) String() string { return o.kind + " " + o.namespace + "/" + o.name }
 
 // get is what a mapping has under a key, also through aliases and merge keys; nil when there is nothing.
 func get(n *yaml.Node, key string) *yaml.Node {

@@ -26,7 +26,7 @@ func (g *generator) pin(ctx context.Context) error {
 		}
 		if at >= 0 {
 			return Faults{t.src.faultAt(t.node, "%v is a Coordinator, and so is %v at %s: pods are pinned to one",
-				t.pod, g.targets[at].pod, g.targets[at].place())}
+				t.object, g.targets[at].object, g.targets[at].place())}
 		}
 		at = i
 	}
@@ -34,13 +34,19 @@ func (g *generator) pin(ctx context.Context) error {
 		return Faults{errors.New("pods are to be pinned to their Coordinator, and no pod in these files is one: " +
 			"give its YAML too, annotated " + annotationRole + ": " + string(initdata.Coordinator))}
 	}
-	objects, err := g.injectedObjects()
-	if err != nil {
-		return err
-	}
 	coordinator := g.targets[at]
-	if err := g.measureOne(ctx, coordinator, objects[at]); err != nil {
-		return err
+	for _, p := range g.parts {
+		i := slices.Index(p.targets, coordinator)
+		if i < 0 {
+			continue
+		}
+		objects, err := g.injectedObjects(p)
+		if err != nil {
+			return err
+		}
+		if err := g.measureOne(ctx, coordinator, objects[i]); err != nil {
+			return err
+		}
 	}
 	pin := *g.Pin
 	pin.PolicyHash = coordinator.hash

@@ -328,7 +328,7 @@ func (s *splicer) rewriteProbes(rewrites []rewrite) string {
 		if !isFlow(r.node) {
 			text = fmt.Sprintf("%s: {path: %s, port: %d}", handlerHTTP, r.probe.Path(), config.ProbePort)
 		}
-		s.edits = append(s.edits, edit{from, to, text})
+		s.replace(from, to, func() string { return text })
 	}
 	if len(originals) == 0 {
 		return ""
@@ -348,17 +348,26 @@ func (r rewrite) indent() int {
 	return r.key.Column - 1
 }
 
-// shift moves every line but the first.
+// unmoved marks a line of an original that stands further left than its handler, as comments may, and keeps its place. It is
+// no character that YAML allows.
+const unmoved = "\b"
+
+// shift moves every line but the first, so that shifting back gives the same text.
 func shift(text string, by int) string {
 	lines := strings.SplitAfter(text, "\n")
 	for i, line := range lines[1:] {
 		content := strings.TrimLeft(line, " ")
+		kept, marked := strings.CutPrefix(line, unmoved)
 		switch depth := len(line) - len(content); {
 		case strings.TrimSpace(content) == "":
+		case marked:
+			lines[i+1] = kept
 		case by >= 0:
 			lines[i+1] = strings.Repeat(" ", by) + line
+		case depth < -by:
+			lines[i+1] = unmoved + line
 		default:
-			lines[i+1] = line[min(-by, depth):]
+			lines[i+1] = line[-by:]
 		}
 	}
 	return strings.Join(lines, "")
@@ -401,7 +410,8 @@ func (s *splicer) restoreProbes(p pod) {
 				s.failAt(handler, "cannot tell where this ends; write the original handler here")
 				continue
 			}
-			s.edits = append(s.edits, edit{s.offset(key), end, shift(original, r.indent())})
+			original = shift(original, r.indent())
+			s.replace(s.offset(key), end, func() string { return original })
 		}
 	}
 }
@@ -433,7 +443,7 @@ func (s *splicer) originalProbes(p pod) map[string]string {
 
 // oneHandler says whether text is a mapping with one handler, and nothing else.
 func oneHandler(text string) bool {
-	s, err := parse("", []byte(text))
+	s, err := parse("", []byte(shift(text, 0)), 0)
 	if err != nil || len(s.documents) != 1 {
 		return false
 	}
@@ -441,20 +451,31 @@ func oneHandler(text string) bool {
 	return root.Kind == yaml.MappingNode && len(root.Content) == 2 && handlerFields[root.Content[0].Value] != nil
 }
 
-// pruneProbes takes out of the tree the handlers that generate replaced, or those that it put there.
-func (p pod) pruneProbes(rewrites []rewrite, replaced bool) {
-	ours := make(map[string]string) // paths by container/kind
-	for _, r := range rewrites {
-		ours[r.probe.ID()] = r.probe.Path()
-	}
+// replacedProbes are the paths of the probes that an earlier run led to the mesh proxy, by container/kind.
+func (p pod) replacedProbes() map[string]string {
+	replaced := make(map[string]string)
 	for _, c := range p.containers() {
 		for _, k := range probeKinds {
-			path, rewritten := ours[text(c, "name")+"/"+k.kind.String()]
-			_, probe := own(c, k.key)
+			if _, probe := own(c, k.key); probe != nil && probe.Kind == yaml.MappingNode {
+				if _, handler := own(probe, handlerHTTP); handler != nil && ourHandler(handler) {
+					replaced[text(c, "name")+"/"+k.kind.String()] = text(handler, "path")
+				}
+			}
+		}
+	}
+	return replaced
+}
+
+// probes takes out the handlers that generate replaces, or those that it put there.
+func (c *pruning) probes(p pod, paths map[string]string, replaced bool) {
+	for _, container := range p.containers() {
+		for _, k := range probeKinds {
+			path, rewritten := paths[text(container, "name")+"/"+k.kind.String()]
+			_, probe := own(container, k.key)
 			if !rewritten || probe == nil {
 				continue
 			}
-			dropEntry(probe, func(k, v *yaml.Node) bool {
+			c.entries(probe, func(k, v *yaml.Node) bool {
 				if !replaced {
 					return handlerFields[k.Value] != nil
 				}

@@ -17,7 +17,10 @@ import (
 	"portcullis.dev/portcullis/generate"
 )
 
-const annotationProbes = "portcullis.dev/original-probes"
+const (
+	annotationProbes = "portcullis.dev/original-probes"
+	annotationEmpty  = "portcullis.dev/original-empty-values"
+)
 
 // Pods with probes, in the many ways in which people write them. Each ‹handler› is replaced, and nothing else changes.
 var probed = map[string]struct {
@@ -165,7 +168,8 @@ func probesBack(t testing.TB, text []byte) []byte {
 		lines.WriteString(rewritten.ReplaceAllStringFunc(line, func(match string) string {
 			parts := rewritten.FindStringSubmatch(match)
 			if parts[1] == "" { // block style, in which lines have their place
-				return strings.ReplaceAll(originals[parts[2]], "\n", "\n"+strings.Repeat(" ", strings.Index(line, match)))
+				indent := strings.Repeat(" ", strings.Index(line, match))
+				return strings.ReplaceAll(strings.ReplaceAll(originals[parts[2]], "\n", "\n"+indent), indent+"\b", "")
 			}
 			return originals[parts[2]]
 		}))

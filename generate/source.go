@@ -13,12 +13,15 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// source is one file: its bytes, and a parsed tree that is only ever used to find places in those bytes.
+// source is a stretch of a file, as a rule one document: its bytes, and a parsed tree that is only ever used to find places
+// in those bytes.
 type source struct {
 	name string
 	text []byte
-	// lines[i] is the offset of line i+1.
-	lines []int
+	// before is how many lines of the file stand before the text. Nodes count theirs from the file's first.
+	before int
+	// starts[i] is the offset of the text's line i+1; see lines.
+	starts []int
 	// documents holds the root of every document that is not empty.
 	documents []*yaml.Node
 }
@@ -28,12 +31,13 @@ var (
 	bom16 = [][]byte{{0xff, 0xfe}, {0xfe, 0xff}}
 )
 
-// parse finds the documents of a file, and every fault that makes its places uncertain.
-func parse(name string, text []byte) (*source, error) {
-	s := &source{name: name, text: text, lines: lineStarts(text)}
+// parse finds the documents of a text, and every fault that makes its places uncertain. Before it stand so many lines of
+// its file.
+func parse(name string, text []byte, before int) (*source, error) {
+	s := &source{name: name, text: text, before: before}
 	for _, mark := range bom16 {
 		if bytes.HasPrefix(text, mark) {
-			return nil, s.fault(1, 1, "UTF-16 is not supported; save the file as UTF-8")
+			return nil, s.fault(before+1, 1, "UTF-16 is not supported; save the file as UTF-8")
 		}
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
@@ -52,13 +56,33 @@ func parse(name string, text []byte) (*source, error) {
 	}
 	var faults []error
 	for _, root := range s.documents {
-		s.checkKeys(root, &faults)
+		s.settle(root)
+		s.check(root, make(map[*yaml.Node]bool), &faults)
 	}
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
+
+// settle gives every node the line that it has in its file.
+func (s *source) settle(n *yaml.Node) {
+	n.Line += s.before
+	for _, child := range n.Content {
+		s.settle(child)
+	}
+}
+
+// lines are the offsets of the text's lines. Most texts never need them.
+func (s *source) lines() []int {
+	if s.starts == nil {
+		s.starts = lineStarts(s.text)
+	}
+	return s.starts
+}
+
+// forget drops all but the text.
+func (s *source) forget() { s.documents, s.starts = nil, nil }
 
 // lineStarts counts lines as the YAML parser does, which also breaks them at NEL, LS and PS (YAML 1.1, section 4.2).
 func lineStarts(text []byte) []int {
@@ -68,7 +92,10 @@ func lineStarts(text []byte) []int {
 	}
 	starts := []int{start}
 	for i := start; i < len(text); {
-		n := breakLength(text[i:])
+		n := 0
+		if mayBreak(text[i]) {
+			n = breakLength(text[i:])
+		}
 		if n == 0 {
 			i++
 			continue
@@ -78,6 +105,9 @@ func lineStarts(text []byte) []int {
 	}
 	return starts
 }
+
+// mayBreak says whether a line break may begin with c. Few bytes do, and every byte is asked.
+func mayBreak(c byte) bool { return c == '\n' || c == '\r' || c >= 0xc2 }
 
 // breakLength is the length of the line break that b begins with, 0 when it begins with none.
 func breakLength(b []byte) int {
@@ -99,30 +129,65 @@ func breakLength(b []byte) int {
 	return 0
 }
 
-// checkKeys refuses what no Kubernetes object has: keys that are not scalars (`image: {{ .Values.image }}` parses as one),
-// and duplicate keys, of which a reader would see another than the API server takes.
-func (s *source) checkKeys(n *yaml.Node, faults *[]error) {
-	if n.Kind == yaml.MappingNode {
+// check refuses what parses and yet is no Kubernetes object, or cannot be read by those who read objects: keys that are not
+// scalars (`image: {{ .Values.image }}` parses as one), duplicate keys, of which a reader would see another than the API server
+// takes, merge keys that merge nothing, tags that lie, and aliases of what they stand in.
+func (s *source) check(n *yaml.Node, around map[*yaml.Node]bool, faults *[]error) {
+	fail := func(n *yaml.Node, format string, args ...any) { *faults = append(*faults, s.faultAt(n, format, args...)) }
+	switch n.Kind {
+	case yaml.MappingNode:
 		seen := make(map[string]*yaml.Node, len(n.Content)/2)
 		for i := 0; i < len(n.Content); i += 2 {
 			key := n.Content[i]
 			if key.Kind != yaml.ScalarNode {
-				message := "a key that is not a string"
+				message := "a key that is not a string; write it as one"
 				if key.Kind == yaml.MappingNode {
-					message += "; if this is a template, render it first"
+					message = "a key that is not a string; if this is a template, render it first"
 				}
-				*faults = append(*faults, s.faultAt(key, "%s", message))
+				fail(key, "%s", message)
 				continue
 			}
-			if first := seen[key.Value]; first != nil && key.Value != "<<" {
-				*faults = append(*faults, s.faultAt(key, "duplicate key %q, the first is on line %d", key.Value, first.Line))
+			if first := seen[key.Value]; first != nil {
+				fail(key, "duplicate key %q, the first is on line %d; keep one", key.Value, first.Line)
+			}
+			if key.Tag == "!!merge" && !merges(n.Content[i+1]) {
+				fail(key, "<< merges mappings, and its value is none; give an alias of one, or take it away")
 			}
 			seen[key.Value] = key
 		}
+	case yaml.AliasNode:
+		if around[n.Alias] {
+			fail(n, "alias *%s repeats what it stands in, without end; take it away", n.Value)
+		}
+	case yaml.ScalarNode:
+		if n.Style&yaml.TaggedStyle != 0 {
+			var v any
+			if err := n.Decode(&v); err != nil {
+				fail(n, "%q is no %s; take the tag away, or write another value", n.Value, n.ShortTag())
+			}
+		}
+	}
+	if n.Anchor != "" {
+		around[n] = true
+		defer delete(around, n)
 	}
 	for _, child := range n.Content {
-		s.checkKeys(child, faults)
+		s.check(child, around, faults)
 	}
+}
+
+// merges says whether a merge key can have a value: a mapping, or a list of them.
+func merges(n *yaml.Node) bool {
+	if n = resolve(n); n == nil {
+		return false
+	}
+	if n.Kind == yaml.SequenceNode {
+		return !slices.ContainsFunc(n.Content, func(item *yaml.Node) bool {
+			item = resolve(item)
+			return item == nil || item.Kind != yaml.MappingNode
+		})
+	}
+	return n.Kind == yaml.MappingNode
 }
 
 // syntaxFault turns "yaml: line 3: ..." into a fault with a place. The parser gives no column, so it is the line's first.
@@ -135,16 +200,17 @@ func (s *source) syntaxFault(err error) error {
 				if parserMessage(text) {
 					n++ // the library counts these from 0
 				}
-				line, message = min(max(n, 1), len(s.lines)), text
+				line, message = min(max(n, 1), len(s.lines())), text
 			}
 		}
 	}
-	content := s.text[s.lines[line-1]:s.lineEnd(s.lines[line-1])]
+	start := s.lines()[line-1]
+	content := s.text[start:s.lineEnd(start)]
 	column := 1 + len(content) - len(bytes.TrimLeft(content, " \t"))
 	if bytes.Contains(s.text, []byte("{{")) {
 		message += "; if this is a template, render it first"
 	}
-	return s.fault(line, column, "not valid YAML: %s", message)
+	return s.fault(s.before+line, column, "not valid YAML: %s", message)
 }
 
 // parserMessage tells the messages of the library's parser from those of its scanner.
@@ -161,10 +227,12 @@ func parserMessage(text string) bool {
 
 // offset is where a node's text begins.
 func (s *source) offset(n *yaml.Node) int {
-	if n.Line < 1 || n.Line > len(s.lines) {
+	lines := s.lines()
+	line := n.Line - s.before
+	if line < 1 || line > len(lines) {
 		return len(s.text)
 	}
-	at := s.lines[n.Line-1]
+	at := lines[line-1]
 	for range n.Column - 1 {
 		if at >= len(s.text) {
 			return len(s.text)
@@ -177,16 +245,17 @@ func (s *source) offset(n *yaml.Node) int {
 
 // lineStart is the offset of the line that at lies in.
 func (s *source) lineStart(at int) int {
-	i, found := slices.BinarySearch(s.lines, at)
-	if found {
-		return s.lines[i]
+	lines := s.lines()
+	i, found := slices.BinarySearch(lines, at)
+	if !found {
+		i = max(i-1, 0)
 	}
-	return s.lines[max(i-1, 0)]
+	return lines[i]
 }
 
 // lineEnd is the offset of the line break after at, or of the end of the text.
 func (s *source) lineEnd(at int) int {
-	for at < len(s.text) && breakLength(s.text[at:]) == 0 {
+	for at < len(s.text) && (!mayBreak(s.text[at]) || breakLength(s.text[at:]) == 0) {
 		at++
 	}
 	return at
@@ -200,8 +269,9 @@ func (s *source) nextLine(at int) int {
 
 // eol is the line break that lines inserted at an offset should end with: that of the line before, else of the first line.
 func (s *source) eol(at int) string {
-	for _, before := range [][]byte{s.text[:at], s.text[:s.lines[min(1, len(s.lines)-1)]]} {
-		if eol := finalBreak(string(before)); eol != "" {
+	lines := s.lines()
+	for _, before := range [][]byte{s.text[:at], s.text[:lines[min(1, len(lines)-1)]]} {
+		if eol := finalBreak(before); eol != "" {
 			return eol
 		}
 	}
@@ -209,9 +279,10 @@ func (s *source) eol(at int) string {
 }
 
 // finalBreak is the line break that text ends with; empty when it ends with none.
-func finalBreak(text string) string {
+func finalBreak[T []byte | string](text T) string {
+	tail := string(text[max(0, len(text)-2):])
 	for _, eol := range []string{"\r\n", "\n", "\r"} {
-		if strings.HasSuffix(text, eol) {
+		if strings.HasSuffix(tail, eol) {
 			return eol
 		}
 	}
@@ -338,9 +409,14 @@ func (s *source) skipProperties(n *yaml.Node, at int) int {
 	if n.Kind == yaml.AliasNode || n.Anchor == "" && n.Style&yaml.TaggedStyle == 0 {
 		return at
 	}
+	empty := n.Kind == yaml.ScalarNode && n.Value == "" && n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle|
+		yaml.LiteralStyle|yaml.FoldedStyle) == 0
 	for at < len(s.text) && (s.text[at] == '&' || s.text[at] == '!') {
 		for at < len(s.text) && isBlank(s.text[at:]) == 0 {
 			at++
+		}
+		if empty && !propertyFollows(s.text[at:]) {
+			break // what comes next is somebody else's
 		}
 		for at < len(s.text) {
 			blank := isBlank(s.text[at:])
@@ -351,6 +427,12 @@ func (s *source) skipProperties(n *yaml.Node, at int) int {
 		}
 	}
 	return at
+}
+
+// propertyFollows says whether another anchor or tag stands further on in the line.
+func propertyFollows(b []byte) bool {
+	b = bytes.TrimLeft(b, " \t")
+	return len(b) > 0 && (b[0] == '&' || b[0] == '!')
 }
 
 // isBlank is the length of the space, tab or line break that b begins with, 0 when it begins with none.

@@ -8,110 +8,129 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// edit replaces the bytes [from, to) of a text.
+// edit replaces the bytes [from, to) of a text. What it writes there is asked for when it is written: where something goes is
+// known as soon as a document was read, what exactly only when all files were. So no tree needs to be kept.
 type edit struct {
 	from, to int
-	text     string
+	text     func() string
 }
 
-// splicer collects edits of one file. Whatever it cannot do without touching other bytes becomes a fault.
+// splicer collects edits of one source. Whatever it cannot do without touching other bytes becomes a fault.
 type splicer struct {
 	*source
 	edits  []edit
 	faults []error
 	// touched are the collections that were added to.
 	touched map[*yaml.Node]bool
+	// gone are the parts that are to be taken out of flow collections, by their first node's index.
+	gone map[*yaml.Node][]int
 }
 
-func newSplicer(s *source) *splicer { return &splicer{source: s, touched: make(map[*yaml.Node]bool)} }
+func newSplicer(s *source) *splicer {
+	return &splicer{source: s, touched: make(map[*yaml.Node]bool), gone: make(map[*yaml.Node][]int)}
+}
 
 func (s *splicer) failAt(n *yaml.Node, format string, args ...any) {
 	s.faults = append(s.faults, s.faultAt(n, format, args...))
 }
 
-// apply returns the edited text. Edits at one place keep the order in which they were made.
-func (s *splicer) apply() []byte {
-	edits := slices.Clone(s.edits)
+// apply returns text with edits made. Those at one place keep the order in which they were asked for.
+func apply(text []byte, edits []edit) []byte {
+	edits = slices.Clone(edits)
 	slices.SortStableFunc(edits, func(a, b edit) int { return cmp.Compare(a.from, b.from) })
-	var b strings.Builder
+	b := make([]byte, 0, len(text)+len(text)/8)
 	at := 0
 	for _, e := range edits {
-		b.Write(s.text[at:e.from])
-		text := e.text
-		if eol := finalBreak(text); e.from == len(s.text) && eol != "" && !atLineStart(b.String()) {
+		b = append(b, text[at:e.from]...)
+		added := e.text()
+		if eol := finalBreak(added); e.from == len(text) && eol != "" && !atLineStart(b) {
 			// The file has no line break at its end, and shall have none afterwards.
-			text = eol + strings.TrimSuffix(text, eol)
+			added = eol + strings.TrimSuffix(added, eol)
 		}
-		b.WriteString(text)
+		b = append(b, added...)
 		at = e.to
 	}
-	b.Write(s.text[at:])
-	return []byte(b.String())
+	return append(b, text[at:]...)
 }
 
 // atLineStart says whether what follows text begins a line.
-func atLineStart(text string) bool {
-	return text == "" || text == string(bom) || finalBreak(text) != ""
+func atLineStart(text []byte) bool {
+	return len(text) == 0 || string(text) == string(bom) || finalBreak(text) != ""
 }
 
 // insert adds text at an offset.
-func (s *splicer) insert(at int, text string) { s.edits = append(s.edits, edit{at, at, text}) }
+func (s *splicer) insert(at int, text func() string) { s.replace(at, at, text) }
 
-// addEntries puts entries into the mapping that parent has under key, and makes it where there is none.
-func (s *splicer) addEntries(parent *yaml.Node, key string, entries mapping, l layout) {
+func (s *splicer) replace(from, to int, text func() string) {
+	s.edits = append(s.edits, edit{from, to, text})
+}
+
+func nothing() string { return "" }
+
+// addEntries puts entries into the mapping that parent has under key, and makes it where there is none. Where there is one
+// without content, o keeps what it was.
+func (s *splicer) addEntries(parent *yaml.Node, key string, o *original, entries func() mapping, l layout) {
 	k, v := s.touch(parent, key)
 	switch {
 	case v == nil:
-		s.appendEntry(parent, field{key, entries}, l)
+		s.appendEntry(parent, key, func() any { return entries() }, l)
 	case isNull(v):
-		s.fillNull(v, flow(entries))
+		o.keep(v.Value)
+		s.fillNull(k, v, func() string { return flow(entries()) })
 	case v.Kind != yaml.MappingNode:
 		s.failAt(v, "%s is not a mapping that generate can add to", key)
 	case isFlow(v):
-		parts := make([]string, len(entries))
-		for i, f := range entries {
-			parts[i] = flow(f.key) + ": " + flow(f.value)
+		if len(v.Content) == 0 {
+			o.keep(emptyMapping)
 		}
-		s.insertFlow(v, parts)
+		s.insertFlow(v, func() string { return flowEntries(entries()) })
+	case !s.beginsLine(v.Content[0]):
+		s.failAt(v.Content[0], "the first key of %s does not begin its line; write it without a question mark, so that generate can add to it", key)
 	default:
-		var b strings.Builder
 		at := s.afterKey(k, v, v.Content[0])
 		l.eol = s.eol(at)
-		l.block(&b, entries, v.Content[0].Column-1)
-		s.insert(at, b.String())
+		indent := v.Content[0].Column - 1
+		s.insert(at, func() string {
+			var b strings.Builder
+			l.block(&b, entries(), indent)
+			return b.String()
+		})
 	}
 }
 
 // addItems puts items first into the list that parent has under key, and makes it where there is none.
-func (s *splicer) addItems(parent *yaml.Node, key string, items list, l layout) {
+func (s *splicer) addItems(parent *yaml.Node, key string, o *original, items func() list, l layout) {
 	k, v := s.touch(parent, key)
 	switch {
 	case v == nil:
-		s.appendEntry(parent, field{key, items}, l)
+		s.appendEntry(parent, key, func() any { return items() }, l)
 	case isNull(v):
-		s.fillNull(v, flow(items))
+		o.keep(v.Value)
+		s.fillNull(k, v, func() string { return flow(items()) })
 	case v.Kind != yaml.SequenceNode:
 		s.failAt(v, "%s is not a list that generate can add to", key)
 	case isFlow(v):
-		parts := make([]string, len(items))
-		for i, item := range items {
-			parts[i] = flow(item)
+		if len(v.Content) == 0 {
+			o.keep(emptyList)
 		}
-		s.insertFlow(v, parts)
+		s.insertFlow(v, func() string { return flowItems(items()) })
 	default:
 		dash, ok := s.dash(v)
 		if !ok {
-			s.failAt(v, "%s: the first dash does not begin its line; generate cannot add to this list", key)
+			s.failAt(v, "%s: the first dash does not begin its line; put it on a line of its own, so that generate can add to this list", key)
 			return
 		}
-		var b strings.Builder
 		at := s.lineStart(dash)
 		if v.Line == k.Line || !decorated(v) {
 			at = s.nextLine(s.offset(k))
 		}
 		l.eol = s.eol(at)
-		l.items(&b, items, dash-s.lineStart(dash))
-		s.insert(at, b.String())
+		indent := dash - s.lineStart(dash)
+		s.insert(at, func() string {
+			var b strings.Builder
+			l.items(&b, items(), indent)
+			return b.String()
+		})
 	}
 }
 
@@ -173,51 +192,67 @@ func (s *splicer) dash(seq *yaml.Node) (int, bool) {
 	return at, begins && at < len(s.text) && s.text[at] == '-'
 }
 
+// beginsLine says whether nothing but the dashes of lists stands before a key in its line.
+func (s *splicer) beginsLine(key *yaml.Node) bool {
+	at := s.offset(key)
+	return strings.Trim(string(s.text[s.lineStart(at):at]), "- \t") == ""
+}
+
 // fillNull writes a value where a key has none.
-func (s *splicer) fillNull(n *yaml.Node, value string) {
+func (s *splicer) fillNull(key, n *yaml.Node, value func() string) {
 	if decorated(n) {
-		s.failAt(n, "an empty value with an anchor or a tag: generate cannot add to it")
+		s.failAt(n, "an empty value with an anchor or a tag: generate cannot add to it; take the empty entry away")
 		return
 	}
 	at := s.offset(n)
 	if n.Value == "" {
-		s.insert(at, " "+value)
+		if !strings.HasSuffix(strings.TrimRight(string(s.text[:at]), " \t\r\n"), ":") {
+			s.failAt(key, "%s has no value here; write a colon behind it, or take it away, so that generate can add to it", key.Value)
+			return
+		}
+		s.insert(at, func() string { return " " + value() })
 		return
 	}
-	s.edits = append(s.edits, edit{at, at + len(n.Value), value})
+	s.replace(at, at+len(n.Value), value)
 }
 
 // insertFlow adds parts at the front of a flow collection. Each ends where the next, or the present first one, begins: so
 // taking out a part together with the blanks behind its comma restores the text.
-func (s *splicer) insertFlow(n *yaml.Node, parts []string) {
+func (s *splicer) insertFlow(n *yaml.Node, parts func() string) {
 	if !s.bracketed(n) {
 		s.failAt(n, "put braces around this, so that generate can add to it")
 		return
 	}
 	if len(n.Content) > 0 {
-		s.insert(s.offset(n.Content[0]), strings.Join(parts, ", ")+", ")
+		s.insert(s.offset(n.Content[0]), func() string { return parts() + ", " })
 		return
 	}
-	s.insert(s.skipProperties(n, s.offset(n))+1, strings.Join(parts, ", "))
+	s.insert(s.skipProperties(n, s.offset(n))+1, parts)
 }
 
 // appendEntry adds an entry at a block mapping's end, and at a flow mapping's front.
-func (s *splicer) appendEntry(m *yaml.Node, f field, l layout) {
+func (s *splicer) appendEntry(m *yaml.Node, key string, value func() any, l layout) {
 	if isFlow(m) {
-		s.insertFlow(m, []string{flow(f.key) + ": " + flow(f.value)})
+		s.insertFlow(m, func() string { return flowEntries(mapping{{key, value()}}) })
+		return
+	}
+	if !s.beginsLine(m.Content[0]) {
+		s.failAt(m.Content[0], "this key does not begin its line; write it without a question mark, so that generate can add %s beside it", key)
 		return
 	}
 	end, ok := s.end(m)
 	if !ok {
-		s.failAt(m, "cannot tell where this mapping ends; write it in another style")
+		s.failAt(m, "cannot tell where this mapping ends, so generate cannot add %s to it; write it in plain block style", key)
 		return
 	}
 	indent := m.Content[0].Column - 1
 	at := s.pastComments(s.nextLine(end), indent)
 	l.eol = s.eol(at)
-	var b strings.Builder
-	l.block(&b, mapping{f}, indent)
-	s.insert(at, b.String())
+	s.insert(at, func() string {
+		var b strings.Builder
+		l.block(&b, mapping{{key, value()}}, indent)
+		return b.String()
+	})
 }
 
 // pastComments skips comment lines that stand at least as deep as the mapping they follow: they belong to it.
@@ -231,110 +266,4 @@ func (s *splicer) pastComments(at, indent int) int {
 		at = s.nextLine(at)
 	}
 	return at
-}
-
-// removeItems takes out of the list that parent has under key the items that ours recognises, and the whole entry when
-// nothing else is left of a block list: a block list is never empty, so the entry was added for them.
-func (s *splicer) removeItems(parent *yaml.Node, key string, ours func(item *yaml.Node) bool) {
-	k, v := own(parent, key)
-	if v == nil || v.Kind != yaml.SequenceNode {
-		return
-	}
-	s.remove(k, v, 1, func(i int) bool { return ours(v.Content[i]) })
-}
-
-// removeEntries takes entries out of the mapping that parent has under key, and that mapping's own entry when nothing else
-// is left of a block mapping.
-func (s *splicer) removeEntries(parent *yaml.Node, key string, names []string) {
-	k, v := own(parent, key)
-	if v == nil || v.Kind != yaml.MappingNode {
-		return
-	}
-	s.remove(k, v, 2, func(i int) bool { return slices.Contains(names, v.Content[i].Value) })
-}
-
-// remove takes parts out of a collection; a part is step nodes long.
-func (s *splicer) remove(key, n *yaml.Node, step int, ours func(i int) bool) {
-	var gone []int
-	for i := 0; i < len(n.Content); i += step {
-		if ours(i) {
-			gone = append(gone, i)
-		}
-	}
-	switch {
-	case len(gone) == 0:
-		return
-	case isFlow(n):
-		for _, i := range gone {
-			s.removeFlow(n, i, step)
-		}
-		return
-	case len(gone)*step == len(n.Content):
-		s.removeLines(key, key, n)
-		return
-	}
-	for _, i := range gone {
-		first := n.Content[i]
-		if n.Kind == yaml.SequenceNode {
-			s.removeLines(first, n, n.Content[i])
-		} else {
-			s.removeLines(first, first, n.Content[i+step-1])
-		}
-	}
-}
-
-// removeLines takes out the lines from the one that first begins on to the one that last ends on. In a list the dash of
-// the item stands before it.
-func (s *splicer) removeLines(first, in, last *yaml.Node) {
-	start := s.offset(first)
-	from := s.lineStart(start)
-	lead := strings.TrimLeft(string(s.text[from:start]), " ")
-	if in.Kind == yaml.SequenceNode {
-		lead = strings.TrimLeft(strings.TrimPrefix(lead, "-"), " ")
-	}
-	end, ok := s.end(last)
-	if lead != "" || !ok {
-		s.failAt(first, "generate injected this once, but it was moved since and cannot be replaced; remove it by hand")
-		return
-	}
-	s.edits = append(s.edits, edit{from: from, to: s.nextLine(end)})
-}
-
-func (s *splicer) removeFlow(n *yaml.Node, i, step int) {
-	from := s.offset(n.Content[i])
-	if next := i + step; next < len(n.Content) {
-		s.edits = append(s.edits, edit{from: from, to: s.offset(n.Content[next])})
-		return
-	}
-	end, ok := s.end(n.Content[i+step-1])
-	if !ok {
-		s.failAt(n.Content[i], "cannot tell where this ends; remove it by hand")
-		return
-	}
-	if i > 0 { // the comma before it goes too, unless what stands before it went already
-		if before, ok := s.end(n.Content[i-1]); ok && !s.removed(before) {
-			from = before
-		}
-	}
-	s.edits = append(s.edits, edit{from: from, to: end})
-}
-
-func (s *splicer) removed(at int) bool {
-	return slices.ContainsFunc(s.edits, func(e edit) bool { return e.from < at && at <= e.to })
-}
-
-// closeEnd makes the removal of a file's last lines leave a file without a final line break as it was: without one.
-func (s *splicer) closeEnd() {
-	if atLineStart(string(s.text)) {
-		return
-	}
-	slices.SortFunc(s.edits, func(a, b edit) int { return cmp.Compare(a.from, b.from) })
-	edge := len(s.text)
-	for i := len(s.edits) - 1; i >= 0 && s.edits[i].to == edge && s.edits[i].from < edge; i-- {
-		edge = s.edits[i].from
-		if i > 0 && s.edits[i-1].to == edge {
-			continue
-		}
-		s.edits[i].from -= len(finalBreak(string(s.text[:edge])))
-	}
 }

@@ -294,11 +294,23 @@ func checkInjection(t testing.TB, text []byte) {
 	if twice := inject(t, once); !bytes.Equal(twice, once) {
 		t.Errorf("twice is not once; once:\n%s\ntwice:\n%s", once, twice)
 	}
+	if removed := remove(t, once); !bytes.Equal(removed, text) {
+		t.Errorf("removed is not as before; before:\n%s\nremoved:\n%s", text, removed)
+	}
 }
 
 func inject(t testing.TB, text []byte) []byte {
 	t.Helper()
 	result, err := generate.Inject(t.Context(), []generate.File{{Name: "f.yaml", Text: text}}, options())
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, text)
+	}
+	return result.Files[0].Text
+}
+
+func remove(t testing.TB, text []byte) []byte {
+	t.Helper()
+	result, err := generate.Remove([]generate.File{{Name: "f.yaml", Text: text}}, options())
 	if err != nil {
 		t.Fatalf("%v in\n%s", err, text)
 	}
@@ -336,7 +348,7 @@ func lineKept(before, after string) bool {
 	if before == after || strings.TrimRight(before, "\r\n") == strings.TrimRight(after, "\r\n") {
 		return true
 	}
-	for _, null := range []string{": null", ": ~"} {
+	for _, null := range []string{": null", ": ~", ":null"} {
 		before = strings.Replace(before, null, ": ", 1)
 	}
 	if !strings.ContainsAny(after, "{[") || strings.TrimSpace(before) == "" {
@@ -425,7 +437,7 @@ func withdraw(v any) (found bool) {
 			}
 		}
 		if annotations, ok := v["annotations"].(map[string]any); ok {
-			for _, ours := range []string{"io.katacontainers.config.hypervisor.cc_init_data", annotationProbes} {
+			for _, ours := range []string{"io.katacontainers.config.hypervisor.cc_init_data", annotationProbes, annotationEmpty} {
 				if _, ok := annotations[ours]; ok {
 					found = true
 					delete(annotations, ours)

@@ -443,3 +443,62 @@ func shortest(t *testing.T) func(*manifest.Manifest) {
 	}
 	return func(m *manifest.Manifest) { m.CertificateValidity = validity }
 }
+
+// With real Coordinators: pods with a pin and without, before and after a new manifest.
+func TestManifestsOverlapFromTheCoordinatorToTheTrustFile(t *testing.T) {
+	owner := newOwner(t)
+	overlap, err := manifest.NewOverlap(time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := startCoordinator(t, machine(t, measurement, coordPolicy))
+	set(t, c, meshManifest(t, []*ecdsa.PrivateKey{owner}, func(m *manifest.Manifest) {
+		m.Successors = &manifest.Successors{MaxOverlap: overlap}
+	}), owner)
+	var old, young [2]*pod
+	start := func(pods *[2]*pod) {
+		for i := range pods {
+			pods[i] = newPinnedPod(t, c, []*ecdsa.PrivateKey{owner})
+		}
+		pods[1].Pin = nil
+		for _, p := range pods {
+			p.runUntil(t, p.ready)
+		}
+	}
+	start(&old)
+	set(t, c, meshManifest(t, []*ecdsa.PrivateKey{owner}), owner)
+	start(&young)
+	for _, p := range old {
+		p.runUntil(t, p.logs("there is a new manifest"))
+	}
+	load := func(p *pod) *initializer.Credentials {
+		t.Helper()
+		c, err := initializer.Load(p.Dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	for i := range old {
+		before, after := load(old[i]), load(young[i])
+		if !old[i].trusts(before.Chain.MeshCA, before.Trust.Successor) || !young[i].trusts(after.Chain.MeshCA, before.Chain.MeshCA) {
+			t.Errorf("pods %d trust something else", i)
+		}
+		for name, pair := range map[string][2]*initializer.Credentials{"old to young": {before, after}, "young to old": {after, before}} {
+			client, server := pair[0], pair[1]
+			roots := x509.NewCertPool()
+			for _, c := range []*x509.Certificate{server.Trust.MeshCA, server.Trust.Predecessor, server.Trust.Successor} {
+				if c != nil {
+					roots.AddCert(c)
+				}
+			}
+			intermediates := x509.NewCertPool()
+			intermediates.AddCert(client.Chain.Intermediate)
+			if _, err := client.Chain.Leaf.Verify(x509.VerifyOptions{
+				Roots: roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+			}); err != nil {
+				t.Errorf("pods %d, %s: %v", i, name, err)
+			}
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -16,17 +17,25 @@ import (
 	"portcullis.dev/portcullis/pki/secret"
 )
 
-// credentials are the pod's certificate chain, its key and the mesh CA, checked against each other.
+// credentials are the pod's certificate chain, its key and what it trusts, checked against each other.
 type credentials struct {
 	chain  []byte // PEM, leaf first
 	key    secret.Bytes
-	meshCA []byte // PEM
+	meshCA []byte // PEM, as it was read
 	leaf   *x509.Certificate
-	ca     *x509.Certificate
+	trust  *pki.Trust // of now: what is over is not in it
+	// changed says that the Initializer knows that the manifest has changed. It is for operators, and nothing depends on it.
+	changed bool
 }
 
 func (c *credentials) equal(o *credentials) bool {
-	return bytes.Equal(c.chain, o.chain) && c.key.Equal(o.key) && bytes.Equal(c.meshCA, o.meshCA)
+	return bytes.Equal(c.chain, o.chain) && c.key.Equal(o.key) && bytes.Equal(c.trust.PEM(), o.trust.PEM())
+}
+
+// at is c as it is to be published at a time.
+func (c credentials) at(now time.Time) *credentials {
+	c.trust = c.trust.At(now)
+	return &c
 }
 
 // lifetime is how long the certificate is good for in all.
@@ -53,7 +62,7 @@ func readCredentials(dir string, before *credentials) (*credentials, error) {
 	if err := c.check(time.Now()); err != nil {
 		return nil, fmt.Errorf("check the credentials in %s: %w", dir, err)
 	}
-	if before != nil && !bytes.Equal(c.ca.RawSubjectPublicKeyInfo, before.ca.RawSubjectPublicKeyInfo) {
+	if before != nil && !bytes.Equal(c.trust.MeshCA.RawSubjectPublicKeyInfo, before.trust.MeshCA.RawSubjectPublicKeyInfo) {
 		return nil, fmt.Errorf("check the credentials in %s: mesh-ca.pem is another mesh CA than at the start", dir)
 	}
 	return c, nil
@@ -76,6 +85,13 @@ func loadCredentials(dir string) (*credentials, error) {
 		}
 	}
 	c.key = secret.New(key)
+	// Beside the folder, in the same version.
+	switch _, err := os.Stat(filepath.Join(filepath.Dir(dir), "generation-changed")); {
+	case err == nil:
+		c.changed = true
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
 	return c, nil
 }
 
@@ -84,14 +100,15 @@ func (c *credentials) check(now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("certChain.pem: %w", err)
 	}
-	authorities, err := pki.ParseCertificates(c.meshCA)
+	c.leaf = chain[0]
+	// The first certificate is the mesh CA, and the pin. What may stand behind it is decided by it: a certificate that it
+	// signed for what came after it, and the predecessor that it named in our own certificate. So another CA that got into the
+	// file by mistake is an error, and not one that peers may have.
+	trust, err := pki.ParseTrust(c.meshCA, c.leaf)
 	if err != nil {
 		return fmt.Errorf("mesh-ca.pem: %w", err)
 	}
-	if len(authorities) != 1 {
-		return fmt.Errorf("mesh-ca.pem: it has %d certificates, want 1", len(authorities))
-	}
-	c.leaf, c.ca = chain[0], authorities[0]
+	c.trust = trust.At(now)
 	key, err := pki.ParsePrivateKey(c.key.Reveal())
 	if err != nil {
 		return fmt.Errorf("key.pem: %w", err)
@@ -100,7 +117,7 @@ func (c *credentials) check(now time.Time) error {
 		return errors.New("key.pem is not the key of the certificate in certChain.pem")
 	}
 	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
-	roots.AddCert(c.ca)
+	roots.AddCert(c.trust.MeshCA) // and no other: our own certificate is under our own mesh CA
 	for _, i := range chain[1:] {
 		intermediates.AddCert(i)
 	}
@@ -118,7 +135,7 @@ func (c *credentials) check(now time.Time) error {
 // publish puts credentials in force, for new connections, with ticket keys that know nothing of the ones before: a ticket
 // carries the identity of the peer that it was made for.
 func (s *supervisor) publish(c *credentials) error {
-	if err := s.dir.publish(s.dir.Credentials(), envoy.CredentialFiles(c.chain, c.key.Reveal(), c.meshCA)); err != nil {
+	if err := s.dir.publish(s.dir.Credentials(), envoy.CredentialFiles(c.chain, c.key.Reveal(), c.trust.PEM())); err != nil {
 		return fmt.Errorf("publish credentials: %w", err)
 	}
 	if err := s.publishTickets(newTickets(envoy.TicketChains(s.Mesh))); err != nil {
@@ -127,6 +144,7 @@ func (s *supervisor) publish(c *credentials) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.credentials = c
+	s.generationChanged = c.changed
 	s.published++
 	return nil
 }
@@ -160,18 +178,26 @@ func (s *supervisor) keepSecrets(ctx context.Context) error {
 		case <-watch.C:
 			before := s.inForce()
 			after, err := readCredentials(s.Credentials, before)
+			if err == nil {
+				s.noteChange(after.changed)
+			}
 			if err == nil && after.equal(before) {
 				complained = ""
 				continue
 			}
 			if err == nil {
 				err = s.publish(after)
+			} else if left := before.at(time.Now()); !left.equal(before) {
+				// Whatever became of the Initializer and its files, what is over is over.
+				err = errors.Join(err, s.publish(left))
+				renew.Reset(ticketInterval)
+				s.Log.Info("the time is over in which pods of two manifests accept each other", left.attrs()...)
 			}
 			switch {
 			case err == nil:
 				complained = ""
 				renew.Reset(ticketInterval)
-				s.Log.Info("new credentials are in force", "serial", after.leaf.SerialNumber.Text(16), "notAfter", after.leaf.NotAfter)
+				s.Log.Info("new credentials are in force", after.attrs()...)
 			case err.Error() != complained:
 				complained = err.Error()
 				s.mu.Lock()
@@ -181,6 +207,24 @@ func (s *supervisor) keepSecrets(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// attrs are what a log says of credentials.
+func (c *credentials) attrs() []any {
+	attrs := []any{"serial", c.leaf.SerialNumber.Text(16), "notAfter", c.leaf.NotAfter}
+	if c.trust.Predecessor != nil {
+		attrs = append(attrs, "predecessorUntil", c.trust.PredecessorUntil)
+	}
+	if c.trust.Successor != nil {
+		attrs = append(attrs, "successorUntil", c.trust.SuccessorUntil())
+	}
+	return attrs
+}
+
+func (s *state) noteChange(changed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.generationChanged = changed
 }
 
 func (s *state) inForce() *credentials {

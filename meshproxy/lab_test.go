@@ -123,8 +123,9 @@ func (m *mesh) issue(validity time.Duration, names ...string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{leaf.Raw, m.ca.Intermediate.Raw}, PrivateKey: key, Leaf: leaf}
 }
 
-// write stores a certificate as the Initializer does: a new version, then one rename.
-func (m *mesh) write(dir string, c tls.Certificate) {
+// write stores a certificate as the Initializer does: a new version, then one rename. Other CAs stand behind m's own in the
+// trust file.
+func (m *mesh) write(dir string, c tls.Certificate, others ...*x509.Certificate) {
 	m.t.Helper()
 	key, err := pki.EncodePrivateKey(c.PrivateKey.(*ecdsa.PrivateKey))
 	if err != nil {
@@ -133,7 +134,7 @@ func (m *mesh) write(dir string, c tls.Certificate) {
 	m.writeFiles(dir, map[string][]byte{
 		"certChain.pem": pki.EncodeCertificates(c.Leaf, m.ca.Intermediate),
 		"key.pem":       key.Reveal(),
-		"mesh-ca.pem":   pki.EncodeCertificates(m.ca.Certificate),
+		"mesh-ca.pem":   pki.EncodeCertificates(append([]*x509.Certificate{m.ca.Certificate}, others...)...),
 	})
 }
 

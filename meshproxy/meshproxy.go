@@ -134,6 +134,8 @@ type state struct {
 	credentials *credentials // in force
 	tickets     tickets      // in force
 
+	generationChanged bool // the Initializer says so
+
 	ticketsPublished int
 }
 

@@ -71,6 +71,14 @@ func (e emitter) emit(kind prometheus.ValueType, name, help string, value float6
 	e.out <- prometheus.MustNewConstMetric(desc, kind, value, values...)
 }
 
+// seconds is 0 for no time at all.
+func seconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.Unix())
+}
+
 func is(yes bool) float64 {
 	if yes {
 		return 1
@@ -95,9 +103,17 @@ func (s *supervisor) collectCredentials(e emitter) {
 		float64(s.credentials.leaf.NotBefore.Unix()))
 	e.gauge("certificate_not_after_seconds", "When the certificate in force expires, in seconds since 1970.",
 		float64(s.credentials.leaf.NotAfter.Unix()))
-	digest := sha256.Sum256(s.credentials.ca.Raw)
+	digest := sha256.Sum256(s.credentials.trust.MeshCA.Raw)
 	e.gauge("mesh_ca_info", "The mesh CA that the pod believes, by the SHA-256 of its certificate. Pods with different ones "+
-		"do not speak to each other.", 1, "sha256", hex.EncodeToString(digest[:]))
+		"do not speak to each other, but while their manifests overlap.", 1, "sha256", hex.EncodeToString(digest[:]))
+	for with, until := range map[string]time.Time{
+		"predecessor": s.credentials.trust.PredecessorUntil, "successor": s.credentials.trust.SuccessorUntil(),
+	} {
+		e.gauge("overlap_until_seconds", "Until when pods of the manifest before, or of the next one, are accepted, in seconds since "+
+			"1970; 0 where they are not.", seconds(until), "with", with)
+	}
+	e.gauge("generation_changed", "Whether the pod belongs to a manifest that was replaced: its certificate is not renewed, and it is "+
+		"to be rolled out again.", is(s.generationChanged))
 	e.counter("credentials_published_total", "How often credentials were put in force, the first included.", float64(s.published))
 	e.counter("credentials_refused_total", "How often new credentials were refused, and the old ones kept.", float64(s.refused))
 	e.counter("ticket_keys_published_total", "How often new keys for TLS session tickets were put in force, the first included.",

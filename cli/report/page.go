@@ -56,6 +56,7 @@ var checkMeanings = map[string]string{
 	api.CheckOwners:         "Whether nobody else ever owned the mesh: former owners may know its seed.",
 	"root CA":               "Whether the root CA is a CA of its own. The evidence covers its key.",
 	"mesh CA":               "Whether the mesh CA is a CA of its own. The evidence covers it.",
+	"successors":            "Whether this mesh CA can admit pods of a later manifest for a while, as its own manifest says.",
 	"seed shares":           "Whether the owners’ shares of the seed belong to this root CA.",
 	api.CheckActiveManifest: "Whether the manifest in force is the one that you hold, byte for byte.",
 }

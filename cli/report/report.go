@@ -56,9 +56,9 @@ type Report struct {
 	ManifestHash   string               `json:"manifestHash"`
 	TransitionHash string               `json:"transitionHash"`
 	Manifests      int                  `json:"manifests"`
-	// Overlap is how long pods of this manifest and of the next may accept each other; empty for not at all.
-	Overlap string   `json:"overlap,omitempty"`
-	Written []string `json:"written"`
+	// Successors is how long after it is set the next manifest is accepted under the mesh CA; empty where it is not.
+	Successors string   `json:"successors,omitempty"`
+	Written    []string `json:"written"`
 	// Findings are what a reader should not overlook, the worst first.
 	Findings        []Finding        `json:"findings"`
 	Certificates    []Certificate    `json:"certificates"`
@@ -155,15 +155,13 @@ func New(in Input) (*Report, error) {
 		Simulated: m.Simulated() || (v.Claims.Platform != attestation.SNP && v.Claims.Platform != attestation.TDX),
 		TCB:       tcb(v.Claims), Reference: v.Reference,
 		ManifestHash: hex.EncodeToString(hash[:]), TransitionHash: hex.EncodeToString(v.TransitionHash[:]), Manifests: len(v.History),
+		Successors:   successors(v),
 		Written:      []string{in.MeshCAFile, in.RootCAFile, in.HistoryFolder},
 		Certificates: []Certificate{certificate("mesh CA", in.MeshCAFile, v.MeshCA), certificate("root CA", in.RootCAFile, v.RootCA)},
 		Policies:     policies(m, in.Pods),
 		History:      history(v.History),
 		Owners:       Owners{WorkloadThreshold: m.WorkloadOwnerThreshold, SeedshareThreshold: m.SeedshareThreshold},
 		Checks:       v.Checks,
-	}
-	if m.Overlap() > 0 {
-		r.Overlap = days(m.Overlap())
 	}
 	for _, k := range m.WorkloadOwnerKeys {
 		r.Owners.Workload = append(r.Owners.Workload, fingerprint(k.SPKI()))
@@ -244,8 +242,8 @@ func (r *Report) findings() []Finding {
 			}
 		}
 	}
-	if r.Overlap != "" {
-		add(Caution, "pin", "Who pins the mesh CA accepts the next manifest as well, whatever its owners make it, for %s after it is set.", r.Overlap)
+	if r.Successors != "" {
+		add(Caution, "pin", "Who pins the mesh CA accepts the next manifest as well, whatever its owners make it, for %s after it is set.", r.Successors)
 	}
 	for _, s := range r.History {
 		if s.OtherOwners {
@@ -271,4 +269,11 @@ func (r *Report) findings() []Finding {
 		}
 	}
 	return sorted
+}
+
+func successors(v *api.Verified) string {
+	if d := v.Latest().Overlap(); d > 0 {
+		return d.String()
+	}
+	return ""
 }

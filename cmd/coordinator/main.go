@@ -61,7 +61,7 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	log := command.Logger("coordinator")
 
-	s, err := openStore(o)
+	s, err := openStore(o, log)
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
@@ -58,58 +59,94 @@ func TestScripts(t *testing.T) { runScripts(t, "testdata/script", nil) }
 func TestScriptsInACluster(t *testing.T) {
 	c := cluster.Shared(t)
 	runScripts(t, "testdata/cluster", func(env *testscript.Env) error {
-		namespace := c.Namespace(t)
-		var yaml strings.Builder
-		err := deploy.Coordinator{
-			Namespace: namespace, Image: "coordinator", RuntimeClass: "kata-qemu-snp", Replicas: 3, Store: deploy.StoreKubernetes,
-		}.Write(&yaml)
-		if err != nil {
-			return err
+		for name, value := range deployed(t, c) {
+			env.Setenv(name, value)
 		}
-		c.MustKubectl(t, yaml.String(), "apply", "-f", "-")
-		account := c.ServiceAccount(t, namespace, "coordinator")
-		ca, err := os.ReadFile(account.CAFile)
-		if err != nil {
-			return err
-		}
-		const mounted = "/var/run/secrets/kubernetes.io/serviceaccount" // netlab gives the test a /run of its own
-		if err := os.MkdirAll(mounted, 0o700); err != nil {
-			return err
-		}
-		server, err := url.Parse(account.Host)
-		if err != nil {
-			return err
-		}
-		env.Setenv("KUBERNETES_SERVICE_HOST", server.Hostname())
-		env.Setenv("KUBERNETES_SERVICE_PORT", server.Port())
-		env.Setenv("NAMESPACE", namespace)
+		peersAt(t, "127.0.0.1", "127.0.0.2", "127.0.0.3")
 		env.Setenv("ADMIN", c.Kubeconfig())
-		return errors.Join(
-			os.WriteFile(mounted+"/token", []byte(account.BearerToken), 0o600),
-			os.WriteFile(mounted+"/ca.crt", ca, 0o600),
-			os.WriteFile(mounted+"/namespace", []byte(namespace), 0o600),
-		)
+		return nil
 	})
 }
 
-func runScripts(t *testing.T, dir string, prepare func(*testscript.Env) error) {
+// peersName is what replicas know each other by, a headless Service.
+const peersName = "coordinator-peers"
+
+// peersAt has the name lead to addresses of the loopback, in the test's mount namespace.
+func peersAt(t *testing.T, addresses ...string) {
+	t.Helper()
+	text := "127.0.0.1 localhost\n"
+	for _, address := range addresses {
+		text += address + " " + peersName + "\n"
+	}
+	hosts := filepath.Join(t.TempDir(), "hosts")
+	if err := os.WriteFile(hosts, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(hosts, "/etc/hosts", "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("put the headless Service's addresses into /etc/hosts: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount("/etc/hosts", unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// deployed applies the printed YAML in a namespace of its own, mounts the service account, and returns the environment of a pod,
+// and the arguments in the YAML as STORE and PEERS.
+func deployed(t *testing.T, c *cluster.Cluster) map[string]string {
+	t.Helper()
+	namespace := c.Namespace(t)
+	var yaml strings.Builder
+	err := deploy.Coordinator{
+		Namespace: namespace, Image: "coordinator", RuntimeClass: "kata-qemu-snp", Replicas: 3, Store: deploy.StoreKubernetes,
+	}.Write(&yaml)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.MustKubectl(t, yaml.String(), "apply", "-f", "-")
+	account := c.ServiceAccount(t, namespace, "coordinator")
+	ca, err := os.ReadFile(account.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := url.Parse(account.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const mounted = "/var/run/secrets/kubernetes.io/serviceaccount" // netlab gives the test a /run of its own
+	if err := errors.Join(
+		os.MkdirAll(mounted, 0o700),
+		os.WriteFile(mounted+"/token", []byte(account.BearerToken), 0o600),
+		os.WriteFile(mounted+"/ca.crt", ca, 0o600),
+		os.WriteFile(mounted+"/namespace", []byte(namespace), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	argument := func(name string) string {
+		_, value, _ := strings.Cut(yaml.String(), "- --"+name+"=")
+		value, _, _ = strings.Cut(value, "\n")
+		return "--" + name + "=" + value
+	}
+	return map[string]string{
+		"STORE": argument("store"), "PEERS": argument("peers"),
+		"KUBERNETES_SERVICE_HOST": server.Hostname(), "KUBERNETES_SERVICE_PORT": server.Port(), "NAMESPACE": namespace,
+	}
+}
+
+// serveWorld is the guest's TEE, as the Coordinator's pod has it, while the test runs.
+func serveWorld(t *testing.T) *simtee.World {
+	t.Helper()
 	world, err := simtee.New(simtee.PublishedKeys())
 	if err != nil {
 		t.Fatal(err)
 	}
-	listener, err := evidence.Listen(evidence.Socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	served := make(chan error, 1)
-	go func() { served <- evidence.Serve(ctx, listener, world.Machine(measurement, policy)) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-served; err != nil && !errors.Is(err, context.Canceled) {
-			t.Errorf("serve evidence: %v", err)
-		}
-	})
+	serveEvidence(t, world.Machine(measurement, policy))
+	return world
+}
+
+func runScripts(t *testing.T, dir string, prepare func(*testscript.Env) error) {
+	world := serveWorld(t)
 	key, err := pki.NewSeedshareKey()
 	if err != nil {
 		t.Fatal(err)
@@ -151,6 +188,24 @@ func runScripts(t *testing.T, dir string, prepare func(*testscript.Env) error) {
 			},
 		},
 		RequireExplicitExec: true,
+	})
+}
+
+// serveEvidence is the podVM's own service, until the test ends.
+func serveEvidence(t *testing.T, machine attestation.Issuer) {
+	t.Helper()
+	listener, err := evidence.Listen(evidence.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- evidence.Serve(ctx, listener, machine) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("serve evidence: %v", err)
+		}
 	})
 }
 

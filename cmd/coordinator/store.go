@@ -3,6 +3,9 @@ package main
 import (
 	"flag"
 	"fmt"
+	"log/slog"
+
+	"k8s.io/klog/v2"
 
 	"portcullis.dev/portcullis/coordinator/store"
 	"portcullis.dev/portcullis/coordinator/store/kubernetes"
@@ -28,10 +31,11 @@ func checkStore(name string, flags *flag.FlagSet) error {
 	return err
 }
 
-func openStore(o options) (store.Store, error) {
+func openStore(o options, log *slog.Logger) (store.Store, error) {
 	if o.store == storeBolt {
 		return store.OpenBolt(o.db)
 	}
+	klog.SetSlogLogger(log) // client-go's own words, such as about a token that it cannot read anew
 	config, namespace, err := kubernetes.Config()
 	if err != nil {
 		return nil, err

@@ -6,20 +6,25 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -60,8 +65,13 @@ func TestMain(m *testing.M) {
 //	coordinator [MEASUREMENT]       start a Coordinator in a pretended TEE, as the pod of manifest.json; $COORDINATOR is its address
 //	                                and $STORE the file of its history, $AUDIT that of its audit log
 //	restart                         start another one, on a copy of $STORE as it is now: what kill -9 leaves
-//	splice ADDRESS OTHER            $COORDINATOR is a proxy of ADDRESS that asks OTHER for the evidence of one that serves
-//	certificate                     get a certificate from it, as a pod of manifest.json; certificate.json is the answer
+//	splice ADDRESS OTHER [shareless]  $COORDINATOR is a proxy of ADDRESS that asks OTHER for the evidence of one that serves; it
+//	                                may take the seed's shares out of answers
+//	certificate [MEASUREMENT]       get a certificate from it, as a pod of manifest.json; certificate.json is the answer. With ! in
+//	                                front its evidence must be rejected
+//	serve FOLDER                    serve the folder's files over HTTP, whatever the method, at $SERVER, without a Date
+//	workload [mtls|plaintext]       serve HTTPS at $WORKLOAD with such a certificate, as the pod web-svc; asking for the client's, or
+//	                                in plaintext
 //	tee                             serve the pretended TEE's evidence, as the pod of policy aa..aa; for one script alone
 //
 // and the files shop.yaml, policy.rego (the demo's) and values.json (the pretended TEE's reference values); evidence.json and
@@ -78,6 +88,8 @@ func TestScripts(t *testing.T) {
 			"splice":      splice,
 			"certificate": getCertificate,
 			"tee":         serveEvidence,
+			"serve":       serveFolder,
+			"workload":    serveWorkload,
 		},
 		RequireUniqueNames: true,
 		UpdateScripts:      *update,
@@ -182,6 +194,11 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if code != want {
 		ts.Fatalf("exit code %d, want %d", code, want)
 	}
+	// Whatever fails says what to do about it, but for a command that ran inside and spoke for itself.
+	if stderr := ts.ReadFile("stderr"); code != 0 && args[1] == "portcullis" &&
+		!strings.Contains(stderr, "\nhint: ") && !strings.Contains(stderr, "ended with exit code") {
+		ts.Fatalf("there is no hint in %q", stderr)
+	}
 }
 
 func startCoordinator(ts *testscript.TestScript, neg bool, args []string) {
@@ -246,10 +263,10 @@ func serveCoordinator(ts *testscript.TestScript, launched simtee.Measurement, hi
 }
 
 func splice(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 {
-		ts.Fatalf("usage: splice ADDRESS OTHER")
+	if neg || len(args) < 2 || len(args) > 3 {
+		ts.Fatalf("usage: splice ADDRESS OTHER [shareless]")
 	}
-	server := httptest.NewServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		body, _ := io.ReadAll(r.In.Body)
 		r.Out.Body = io.NopCloser(bytes.NewReader(body))
 		to := args[0]
@@ -257,15 +274,73 @@ func splice(ts *testscript.TestScript, neg bool, args []string) {
 			to = args[1]
 		}
 		r.SetURL(&url.URL{Scheme: "http", Host: to})
-	}})
+	}}
+	if len(args) == 3 {
+		proxy.ModifyResponse = withoutShares
+	}
+	proxy.ErrorLog = log.New(io.Discard, "", 0)
+	server := httptest.NewServer(proxy)
 	ts.Defer(server.Close)
 	ts.Setenv("COORDINATOR", server.Listener.Addr().String())
 }
 
-func getCertificate(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) > 0 {
-		ts.Fatalf("usage: certificate")
+// withoutShares takes the sealed shares out of an answer.
+func withoutShares(r *http.Response) error {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return err
 	}
+	var answer map[string]json.RawMessage
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return err
+	}
+	delete(answer, "shares")
+	if body, err = json.Marshal(answer); err != nil {
+		return err
+	}
+	r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	r.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	return nil
+}
+
+func serveFolder(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: serve FOLDER")
+	}
+	files := http.FileServer(http.Dir(ts.MkAbs(args[0])))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["Date"] = nil
+		files.ServeHTTP(w, r)
+	}))
+	ts.Defer(server.Close)
+	ts.Setenv("SERVER", server.Listener.Addr().String())
+}
+
+func getCertificate(ts *testscript.TestScript, neg bool, args []string) {
+	if len(args) > 1 {
+		ts.Fatalf("usage: certificate [MEASUREMENT]")
+	}
+	launched := measurement
+	if len(args) == 1 {
+		raw, err := hex.DecodeString(args[0])
+		ts.Check(err)
+		copy(launched[:], raw)
+	}
+	resp, _, err := certify(ts, launched)
+	if neg {
+		if refused, ok := errors.AsType[*api.Error](err); !ok || refused.Code != api.CodeEvidenceRejected {
+			ts.Fatalf("got %v, want the evidence rejected", err)
+		}
+		return
+	}
+	ts.Check(err)
+	text, err := json.Marshal(resp)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs("certificate.json"), text, 0o644))
+}
+
+// certify gets a certificate as the pod of manifest.json that is called web-svc, or else as another of its pods.
+func certify(ts *testscript.TestScript, launched simtee.Measurement) (*api.CertificateResponse, *ecdsa.PrivateKey, error) {
 	m, err := manifest.Parse([]byte(ts.ReadFile("manifest.json")))
 	ts.Check(err)
 	world, err := newWorld()
@@ -282,16 +357,41 @@ func getCertificate(ts *testscript.TestScript, neg bool, args []string) {
 	sealing, err := api.NewHPKEKey()
 	ts.Check(err)
 	req := &api.CertificateRequest{Nonce: nonce, PublicKey: spki, HPKEKey: sealing.PublicKey().Bytes()}
+	var pod attestation.PolicyHash
 	for hash, p := range m.Policies {
-		if p.Role == manifest.RoleNone {
-			req.Evidence, err = world.Machine(measurement, hash).Issue(ctx, req.ReportData())
-			ts.Check(err)
+		isWeb := slices.ContainsFunc(p.SANs, func(s pki.SAN) bool { return s.String() == "web-svc" })
+		if p.Role == manifest.RoleNone && (!pod.Valid() || isWeb) {
+			pod = hash
 		}
 	}
+	req.Evidence, err = world.Machine(launched, pod).Issue(ctx, req.ReportData())
+	ts.Check(err)
 	ts.Check(req.Sign(key))
 	resp, err := c.Certificate(ctx, *req)
-	ts.Check(err)
-	text, err := json.Marshal(resp)
-	ts.Check(err)
-	ts.Check(os.WriteFile(ts.MkAbs("certificate.json"), text, 0o644))
+	return resp, key, err
+}
+
+// serveWorkload serves HTTPS as the pod web-svc does behind its mesh proxy.
+func serveWorkload(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) > 1 {
+		ts.Fatalf("usage: workload [mtls|plaintext]")
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, "from the workload\n")
+	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	ts.Defer(server.Close)
+	if len(args) == 1 && args[0] == "plaintext" {
+		server.Start()
+	} else {
+		resp, key, err := certify(ts, measurement)
+		ts.Check(err)
+		server.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: resp.Chain, PrivateKey: key}}}
+		if len(args) == 1 {
+			server.TLS.ClientAuth = tls.RequireAndVerifyClientCert
+			server.TLS.ClientCAs = x509.NewCertPool()
+		}
+		server.StartTLS()
+	}
+	ts.Setenv("WORKLOAD", server.Listener.Addr().String())
 }

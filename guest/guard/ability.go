@@ -108,3 +108,31 @@ func try(ctx context.Context, t table) error {
 	b.deleteTable()
 	return own.commit(s, b)
 }
+
+// Ability is one thing that the kernel must be able to do for the guard's rules.
+type Ability struct {
+	Option string // as in the kernel's configuration
+	Words  string // how the words of rules begin that need it
+	Err    error  // nil where the kernel can
+}
+
+// Abilities tries each ability on the running kernel, in this network namespace, and changes nothing. The error says that
+// nothing could be tried.
+func Abilities(ctx context.Context) ([]Ability, error) {
+	return triedAbilities(func(t table) error { return try(ctx, t) })
+}
+
+func triedAbilities(load func(table) error) ([]Ability, error) {
+	var tried []Ability
+	for _, a := range abilities() {
+		err := load(table{chains: []chain{baseChain("probe", a.hook, policyAccept, a.rule)}})
+		if errors.Is(err, unix.EPERM) {
+			return nil, fmt.Errorf("%w: trying a rule takes CAP_NET_ADMIN in this network namespace", err)
+		}
+		if _, missing := errors.AsType[*MissingAbilityError](needs(a.option, err)); err != nil && !missing {
+			return nil, fmt.Errorf("try %s: %w", a.option, err)
+		}
+		tried = append(tried, Ability{a.option, strings.TrimSpace(a.words), needs(a.option, err)})
+	}
+	return tried, nil
+}

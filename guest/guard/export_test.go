@@ -27,6 +27,17 @@ func ExplainWithout(expression string) error {
 	})
 }
 
+// AbilitiesOf is Abilities of a kernel that answers each batch with an error.
+func AbilitiesOf(answer func(listing string) error) ([]Ability, error) {
+	return triedAbilities(func(t table) error {
+		var lines []string
+		for _, l := range t.listing().lines {
+			lines = append(lines, l.key)
+		}
+		return answer(strings.Join(lines, "\n"))
+	})
+}
+
 // RuleTexts are the rules as status names them, by chain.
 func RuleTexts(p *Ports, l *Lock) map[string][]string {
 	e := egress{free: true}

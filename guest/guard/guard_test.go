@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"golang.org/x/sys/unix"
+
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/tests/netlab"
 )
@@ -267,6 +269,49 @@ func TestMissingKernelAbilityIsNamed(t *testing.T) {
 	}
 	if err := guard.ExplainWithout("nothing"); !strings.Contains(err.Error(), "no such file or directory") {
 		t.Errorf("a kernel that lacks nothing: got %v, want the batch's own error", err)
+	}
+}
+
+func TestAbilitiesAreTriedOneByOneAndLeaveNothing(t *testing.T) {
+	h := netlab.NewHost(t, "guest")
+	before := nft(t, h, "list", "ruleset")
+	var tried []guard.Ability
+	do(t, h, func(ctx context.Context) (err error) {
+		tried, err = guard.Abilities(ctx)
+		return err
+	})
+	for _, a := range tried {
+		if a.Err != nil {
+			t.Errorf("%s: %v", a.Option, a.Err)
+		}
+	}
+	if len(tried) != 7 {
+		t.Errorf("%d abilities were tried, want 7", len(tried))
+	}
+	if after := nft(t, h, "list", "ruleset"); after != before {
+		t.Errorf("the rules are changed:\n%s", cmp.Diff(before, after))
+	}
+}
+
+func TestAbilitiesThatAreMissingOrForbiddenAreTold(t *testing.T) {
+	tried, err := guard.AbilitiesOf(func(listing string) error {
+		if strings.Contains(listing, "tproxy") {
+			return unix.ENOENT
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range tried {
+		if missing := a.Err != nil; missing != (a.Option == "CONFIG_NFT_TPROXY") {
+			t.Errorf("%s: %v", a.Option, a.Err)
+		}
+	}
+	for _, errno := range []unix.Errno{unix.EPERM, unix.ENOMEM} {
+		if _, err := guard.AbilitiesOf(func(string) error { return errno }); !errors.Is(err, errno) {
+			t.Errorf("got %v, want %v", err, errno)
+		}
 	}
 }
 

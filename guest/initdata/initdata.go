@@ -25,6 +25,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/pelletier/go-toml/v2"
@@ -95,14 +96,21 @@ func Parse(document []byte) (map[string]string, error) {
 // Digest is the policy hash of a pod with this document: SHA-256 of its exact bytes.
 func Digest(document []byte) attestation.PolicyHash { return sha256.Sum256(document) }
 
+// compressors are kept for the next document: each has 800 KB of tables.
+var compressors = sync.Pool{New: func() any {
+	z, _ := gzip.NewWriterLevel(nil, gzip.BestCompression) // which is a level
+	return z
+}}
+
 // Encode returns the annotation's value for document: base64 of gzip, without a time.
 func Encode(document []byte) (string, error) {
 	if len(document) > MaxSize {
 		return "", fmt.Errorf("encode initdata: %d bytes, the limit is %d", len(document), MaxSize)
 	}
 	var b bytes.Buffer
-	// The level is valid and a bytes.Buffer takes everything, so nothing here can fail.
-	z, _ := gzip.NewWriterLevel(&b, gzip.BestCompression)
+	z := compressors.Get().(*gzip.Writer)
+	defer compressors.Put(z)
+	z.Reset(&b) // a bytes.Buffer takes everything, so nothing here can fail
 	_, _ = z.Write(document)
 	_ = z.Close()
 	value := base64.StdEncoding.EncodeToString(b.Bytes())

@@ -9,6 +9,7 @@ package strictjson
 import (
 	"bytes"
 	"encoding"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -145,16 +146,24 @@ func (d *decoder) value(path string, v reflect.Value, depth int) error {
 		d.faults.Add(path, "want %s, got %s", describe(v.Type()), kinds[kind])
 		v = reflect.Value{}
 	}
+	var token json.Token
 	switch {
 	case kind == '{':
 		err = d.object(path, container(v), depth)
 	case kind == '[':
 		err = d.array(path, container(v), depth)
 	default:
-		_, err = d.json.Token()
+		token, err = d.json.Token()
 	}
 	if err != nil {
 		return syntax(err)
+	}
+	if text, ok := token.(string); ok && v.IsValid() && isBytes(v) {
+		// As encoding/json does, which would read the text once more. What is wrong with it, it shall say below.
+		if decoded, err := base64.StdEncoding.DecodeString(text); err == nil {
+			v.SetBytes(decoded)
+			return nil
+		}
 	}
 	if v.IsValid() && !container(v).IsValid() {
 		if err := json.Unmarshal(d.data[start:d.json.InputOffset()], v.Addr().Interface()); err != nil {
@@ -332,6 +341,11 @@ func container(v reflect.Value) reflect.Value {
 		}
 	}
 	return reflect.Value{}
+}
+
+// isBytes says whether v is a slice of octets, which is base64 in JSON.
+func isBytes(v reflect.Value) bool {
+	return v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Uint8 && !decodesItself(v)
 }
 
 func decodesItself(v reflect.Value) bool {

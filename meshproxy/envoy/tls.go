@@ -79,11 +79,19 @@ func commonTLS(dir Dir, params *tlsv3.TlsParameters) *tlsv3.CommonTlsContext {
 	}
 }
 
+// trustedDepth is the leaf and one CA certificate: whoever signed a peer's certificate must be in the trust file itself.
+// BoringSSL does not look at the path length of what is in there (seen): without this, a peer that shows a chain of
+// cross-certificates would be of our manifest's successor's successor.
+const trustedDepth = 1
+
 // trust accepts peers under the mesh CA, and of those only the identities; no identities means all of them.
 func trust(common *tlsv3.CommonTlsContext, dir Dir, identities []pki.SAN) {
 	common.ValidationContextType = &tlsv3.CommonTlsContext_CombinedValidationContext{
 		CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
-			DefaultValidationContext:         &tlsv3.CertificateValidationContext{MatchTypedSubjectAltNames: exactly(identities)},
+			DefaultValidationContext: &tlsv3.CertificateValidationContext{
+				MatchTypedSubjectAltNames: exactly(identities),
+				MaxVerifyDepth:            wrapperspb.UInt32(trustedDepth),
+			},
 			ValidationContextSdsSecretConfig: secret(secretTrust, dir.Credentials()),
 		},
 	}

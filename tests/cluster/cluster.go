@@ -2,7 +2,8 @@
 //
 // There is no node in it and no controller: what is tested is what the API server decides, which is admission, schema, RBAC and who
 // wins a race. tools/cluster.sh builds the binaries, once. Where they are not, a test that needs them is skipped and
-// says so, unless PORTCULLIS_CLUSTER names their folder, as `make test-cluster` does: then it fails.
+// says so, unless PORTCULLIS_CLUSTER names their folder, as `make test-cluster` does: then it fails. PORTCULLIS_CLUSTER=off skips it
+// also where they are, as `make test` does, lest everything runs twice.
 package cluster
 
 import (
@@ -32,8 +33,11 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// Env names the folder of etcd, kube-apiserver and kubectl, and says that tests must find them there.
-const Env = "PORTCULLIS_CLUSTER"
+// Env names the folder of etcd, kube-apiserver and kubectl, and says that tests must find them there; or it is off.
+const (
+	Env = "PORTCULLIS_CLUSTER"
+	off = "off"
+)
 
 // patience is how long anything may take on a machine that is busy with other things.
 const patience = 2 * time.Minute
@@ -74,7 +78,7 @@ func Shared(t testing.TB) *Cluster {
 	case err != nil && wanted:
 		t.Fatal(err)
 	case err != nil:
-		t.Skipf("SKIPPED: NOT TESTED AGAINST A REAL API SERVER: %v; `make test-cluster` builds it and runs this test", err)
+		t.Skipf("SKIPPED: NOT TESTED AGAINST A REAL API SERVER: %v; `make test-cluster` runs it", err)
 	}
 	shared.Lock()
 	defer shared.Unlock()
@@ -90,7 +94,10 @@ func Shared(t testing.TB) *Cluster {
 
 // find is the folder of the binaries, and says whether somebody wants them to be there.
 func find() (dir string, wanted bool, err error) {
-	if dir, wanted = os.LookupEnv(Env); !wanted {
+	switch dir, wanted = os.LookupEnv(Env); {
+	case dir == off:
+		return "", false, fmt.Errorf("%s=%s", Env, off)
+	case !wanted:
 		if dir, err = cached(); err != nil {
 			return "", false, err
 		}

@@ -56,6 +56,10 @@ func TestBinariesThatAreWantedMustBeThere(t *testing.T) {
 	if got, wanted, err := find(); got != dir || !wanted || err != nil {
 		t.Errorf("find: %q, %v, %v", got, wanted, err)
 	}
+	t.Setenv(Env, off)
+	if _, wanted, err := find(); wanted || err == nil || !strings.Contains(err.Error(), "PORTCULLIS_CLUSTER=off") {
+		t.Errorf("find where it is off: wanted %v, %v", wanted, err)
+	}
 	t.Setenv("XDG_CACHE_HOME", t.TempDir())
 	os.Unsetenv(Env) // t.Setenv puts it back
 	if _, wanted, err := find(); wanted || err == nil {

@@ -48,6 +48,7 @@ var sabotages = []sabotage{
 		"billing:8080, Envoy killed, plain HTTP",
 	}},
 	{"envoy-alive", "Envoy is not killed", []string{"billing:8080, Envoy killed, mTLS"}},
+	{"leak", "cart's key is in a log", []string{"secrets in logs, metrics and store"}},
 	{"supervisor", "the supervisor stays stopped", []string{"billing:8080, supervisor runs again, mTLS"}},
 }
 

@@ -27,6 +27,7 @@ type evidence struct {
 	ek, signedBy *x509.Certificate
 	vouch        *kds.Extensions // what ek says about chip and TCB
 
+	known *verifiedChain // what the Validator remembers of these certificates, if anything
 	// chains are the verdicts of chain, by the root's DER.
 	chains map[string]*attestation.Rejected
 }
@@ -71,8 +72,12 @@ func read(from attestation.Evidence) (*evidence, *attestation.Rejected) {
 	return e, nil
 }
 
-// certificates parses the certificates of a complete table.
-func (e *evidence) certificates() *attestation.Rejected {
+// certificates parses the certificates of a complete table, unless they are known.
+func (e *evidence) certificates(remembered *chains) *attestation.Rejected {
+	if e.known = remembered.get(e.chainName()); e.known != nil {
+		e.ek, e.signedBy, e.vouch = e.known.ek, e.known.signedBy, e.known.vouch
+		return nil
+	}
 	ek, signer := Names(e.Key)
 	var err error
 	if e.ek, err = x509.ParseCertificate(*e.endorsement()); err != nil {
@@ -191,7 +196,8 @@ func (offline) Get(string) ([]byte, error) {
 	return nil, errors.New("the library may not use the network")
 }
 
-// chain lets the library verify signature and certificates up to root, once for each root.
+// chain lets the library verify signature and certificates up to root, once for each root. Of a chain that the library
+// verified before, it verifies the signature alone.
 func (e *evidence) chain(root *x509.Certificate, now time.Time) *attestation.Rejected {
 	if r, done := e.chains[string(root.Raw)]; done {
 		return r
@@ -205,6 +211,9 @@ func (e *evidence) chain(root *x509.Certificate, now time.Time) *attestation.Rej
 }
 
 func (e *evidence) verify(root *x509.Certificate, now time.Time) error {
+	if e.known.holds(root, now) {
+		return verify.SnpProtoReportSignature(e.Report, e.ek)
+	}
 	trusted := trust.AMDRootCertsProduct(e.Product)
 	trusted.ProductCerts = &trust.ProductCerts{Ark: root}
 	if e.Key == abi.VlekReportSigner {

@@ -38,7 +38,7 @@ func real(t *testing.T) (*evidence, *x509.Certificate) {
 	if e.policy, err = abi.ParseSnpPolicy(report.GetPolicy()); err != nil {
 		t.Fatal(err)
 	}
-	if r := e.certificates(); r != nil {
+	if r := e.certificates(new(chains)); r != nil {
 		t.Fatal(r)
 	}
 	return e, amd.ProductCerts.Ark

@@ -77,6 +77,8 @@ type Validator struct {
 	References []Reference
 	Vendor     Vendor
 	Now        func() time.Time
+
+	chains chains
 }
 
 // Validate implements attestation.Validator.
@@ -120,6 +122,7 @@ func (v *Validator) Validate(
 	}, now); err != nil {
 		return attestation.Claims{}, err
 	}
+	v.chains.remember(e, v.References[i].Root)
 	return attestation.Claims{
 		Platform:    v.Platform,
 		PolicyHash:  attestation.PolicyHash(e.Report.GetHostData()),
@@ -143,7 +146,7 @@ func (v *Validator) complete(ctx context.Context, e *evidence, data attestation.
 			return err
 		}
 	}
-	if r := e.certificates(); r != nil {
+	if r := e.certificates(&v.chains); r != nil {
 		return r
 	}
 	return nil

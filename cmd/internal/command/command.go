@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+	"unicode"
 )
 
 // The exit codes of every command. An error chooses its own with a method ExitCode() int; any other error exits Failed.
@@ -54,16 +56,26 @@ func (e *UsageError) Unwrap() error { return e.Err }
 // ExitCode is Usage.
 func (e *UsageError) ExitCode() int { return Usage }
 
+// printable is text without what a terminal obeys: parts of an error come from a hostile network.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, text)
+}
+
 func report(name string, err error) int {
 	if err == nil {
 		return OK
 	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+	fmt.Fprintf(os.Stderr, "%s: %s\n", name, printable(err.Error()))
 	if h, ok := errors.AsType[interface {
 		error
 		Hint() string
 	}](err); ok {
-		fmt.Fprintf(os.Stderr, "hint: %s\n", h.Hint())
+		fmt.Fprintf(os.Stderr, "hint: %s\n", printable(h.Hint()))
 	}
 	if c, ok := errors.AsType[interface {
 		error

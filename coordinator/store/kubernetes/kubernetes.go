@@ -55,6 +55,7 @@ var labels = map[string]string{"app.kubernetes.io/managed-by": "portcullis", "po
 type Store struct {
 	configMaps *configMaps
 	namespace  string
+	chunk      int // chunkSize but in tests: what was written with another one is read all the same
 }
 
 var _ store.Store = (*Store)(nil)
@@ -90,7 +91,7 @@ func Open(config *rest.Config, namespace string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the store in namespace %s: %w", namespace, err)
 	}
-	return &Store{configMaps: configMaps, namespace: namespace}, nil
+	return &Store{configMaps: configMaps, namespace: namespace, chunk: chunkSize}, nil
 }
 
 // Object implements store.Store.
@@ -259,15 +260,15 @@ func chunkName(kind store.Kind, content digest, i int) string {
 
 // write keeps one object. Its first chunk is written last: where that is, the others are.
 func (s *Store) write(ctx context.Context, kind store.Kind, content digest, data []byte) error {
-	chunks := max(1, (len(data)+chunkSize-1)/chunkSize)
+	chunks := max(1, (len(data)+s.chunk-1)/s.chunk)
 	if chunks > maxChunks {
-		return fmt.Errorf("%d bytes, and a store keeps objects of %d at most", len(data), maxChunks*chunkSize)
+		return fmt.Errorf("%d bytes, and a store keeps objects of %d at most", len(data), maxChunks*s.chunk)
 	}
 	for i := chunks - 1; i >= 0; i-- {
 		chunk := &configMap{
 			Metadata:   metadata{Name: chunkName(kind, content, i), Labels: labels},
 			Immutable:  true,
-			BinaryData: map[string][]byte{keyData: data[i*chunkSize : min(len(data), (i+1)*chunkSize)]},
+			BinaryData: map[string][]byte{keyData: data[i*s.chunk : min(len(data), (i+1)*s.chunk)]},
 			Data:       map[string]string{keyChunks: strconv.Itoa(chunks)},
 		}
 		if err := s.writeChunk(ctx, chunk); err != nil {

@@ -130,7 +130,8 @@ func TestDamageIsNotTakenForNothing(t *testing.T) {
 	c := cluster.Shared(t)
 	config, namespace := account(t, c)
 	s, h := open(t, config, namespace), hostOf(t, c, namespace)
-	o := manifestOf(bytes.Repeat([]byte("0123456789abcdef"), 100_000))
+	s.chunk = 1000
+	o := manifestOf(bytes.Repeat([]byte("0123456789abcdef"), 150)) // 3 chunks
 	signatures := store.Object{Name: store.Name{Kind: store.Signatures, Hash: o.Name.Hash}, Data: []byte("signed")}
 	if err := s.Commit(t.Context(), []store.Object{o, signatures}, nil, []byte("one")); err != nil {
 		t.Fatal(err)
