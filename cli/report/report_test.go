@@ -392,7 +392,7 @@ func TestCallsAreResolvedByNames(t *testing.T) {
 
 // Every size of mesh is drawn without boxes upon each other, inside the frame, and always alike; too large a one is not.
 func TestDrawingsOfEverySize(t *testing.T) {
-	for n := 1; n <= report.MaxDrawn; n += 1 + n/8 {
+	for n := 1; n <= report.MaxDrawn; n += 1 + n/2 {
 		r := scene{yaml: large(n)}.report(t)
 		d := r.Mesh.Draw()
 		if d == nil || !reflect.DeepEqual(d, r.Mesh.Draw()) {
