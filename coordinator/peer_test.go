@@ -40,6 +40,7 @@ func newAsker(t *testing.T, issuer attestation.Issuer) *asker {
 	if err != nil {
 		t.Fatal(err)
 	}
+	secrets.AddHPKE("a replica's HPKE key", key)
 	return &asker{issuer, key}
 }
 

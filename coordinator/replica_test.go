@@ -233,7 +233,11 @@ func (rs *replicas) start(t *testing.T, i int, options ...option) *replica {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	t.Cleanup(r.stop)
+	t.Cleanup(func() {
+		r.stop()
+		r.coordinator.Reveal(&secrets)
+		keepsSecrets(t, "a replica's log", []byte(r.log.String()))
+	})
 	rs.running[i] = r
 	return r
 }
