@@ -34,7 +34,7 @@ func ReadMeasured(files []File, namespace string) ([]Measured, error) {
 	var all []Measured
 	var faults Faults
 	for _, f := range files {
-		s, err := parse(f.Name, f.Text)
+		s, err := parse(f.Name, f.Text, 0)
 		if err != nil {
 			faults = append(faults, flatten(err)...)
 			continue
