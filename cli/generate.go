@@ -148,6 +148,7 @@ func (f *generateFlags) run(cmd *cobra.Command, args []string) error {
 	if err != nil {
 		return err
 	}
+	generate.BoundMemory(files)
 	place, err := f.placeOutputs(inputs)
 	if err != nil {
 		return usageOf(cmd, err)

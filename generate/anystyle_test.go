@@ -16,8 +16,10 @@ type writer struct {
 	step, dash int
 	comments   bool
 	flowing    bool // flow style here and there
-	anchors    map[string]string
 	anchored   bool
+	anchors    map[string]string // of strings
+	shared     map[string]string // anchors of collections, by what they are
+	closed     []string          // those of which aliases may be written
 }
 
 func render(d *dice, documents []any) string {
@@ -47,8 +49,21 @@ func render(d *dice, documents []any) string {
 			text += "...\n"
 		}
 	}
-	if d.oneIn(5) {
+	switch d.below(20) {
+	case 16, 17, 18:
 		text = strings.ReplaceAll(text, "\n", "\r\n")
+	case 19: // by two editors
+		lines := strings.SplitAfter(text, "\n")
+		for i, line := range lines {
+			if d.oneIn(3) {
+				lines[i] = strings.Replace(line, "\n", "\r\n", 1)
+			}
+		}
+		text = strings.Join(lines, "")
+	case 15: // before this century
+		if d.oneIn(3) {
+			text = strings.ReplaceAll(text, "\n", "\r")
+		}
 	}
 	if d.oneIn(6) {
 		text = "\ufeff" + text
@@ -72,7 +87,7 @@ func renderDocument(d *dice, document any) string {
 	}
 	w := &writer{
 		dice: d, step: pick(d, 2, 2, 4, 1, 3), dash: d.below(3), comments: d.oneIn(2), flowing: d.oneIn(2),
-		anchored: d.oneIn(4), anchors: make(map[string]string),
+		anchored: d.oneIn(4), anchors: make(map[string]string), shared: make(map[string]string),
 	}
 	if d.oneIn(8) {
 		w.flow(document, 0, false)
@@ -143,8 +158,18 @@ func (w *writer) mapping(m object, indent int, fresh bool) {
 			w.remark(indent)
 			w.pad(indent)
 		}
-		w.b.WriteString(w.key(e.key) + ":")
+		if _, scalar := e.value.(string); scalar && w.anchored && w.oneIn(30) {
+			w.b.WriteString("? " + w.key(e.key) + "\n")
+			w.pad(indent)
+			w.b.WriteString(":")
+		} else {
+			w.b.WriteString(w.key(e.key) + ":")
+		}
 		w.value(e.value, indent)
+	}
+	if w.anchored && len(w.closed) > 0 && w.oneIn(20) {
+		w.pad(indent)
+		w.b.WriteString("<<: *" + pick(w.dice, w.closed...) + "\n")
 	}
 	if w.comments && w.oneIn(8) {
 		w.pad(indent)
@@ -177,9 +202,13 @@ func (w *writer) value(v any, indent int) {
 			w.trailer()
 			return
 		}
-		w.property("!!map")
+		if w.alias(v) {
+			return
+		}
+		done := w.property("!!map", v)
 		w.trailer()
 		w.mapping(v, indent+w.step, true)
+		done()
 	case []any:
 		if len(v) == 0 {
 			w.b.WriteString(pick(w.dice, " []", " []", " [ ]", " [\n"+strings.Repeat(" ", indent+1)+"]"))
@@ -192,25 +221,49 @@ func (w *writer) value(v any, indent int) {
 			w.trailer()
 			return
 		}
-		w.property("!!seq")
+		if w.alias(v) {
+			return
+		}
+		done := w.property("!!seq", v)
 		w.trailer()
 		w.list(v, indent+w.dash)
+		done()
 	default:
 		w.scalar(v, indent)
 	}
 }
 
-// property writes an anchor or a tag now and then.
-func (w *writer) property(tag string) {
+// property writes an anchor or a tag now and then. What it returns is called when the collection is written.
+func (w *writer) property(tag string, v any) (done func()) {
+	done = func() {}
 	if !w.anchored {
-		return
+		return done
 	}
 	switch w.below(10) {
-	case 8:
-		w.b.WriteString(" " + w.name("&a"))
+	case 7, 8:
+		name := w.name("a")
+		w.b.WriteString(" &" + name)
+		return func() {
+			w.shared[fmt.Sprint(v)] = name
+			if tag == "!!map" {
+				w.closed = append(w.closed, name)
+			}
+		}
 	case 9:
 		w.b.WriteString(" " + tag)
 	}
+	return done
+}
+
+// alias writes an alias of an equal collection, if there is one.
+func (w *writer) alias(v any) bool {
+	name := w.shared[fmt.Sprint(v)]
+	if name == "" || !w.oneIn(2) {
+		return false
+	}
+	w.b.WriteString(" *" + name)
+	w.trailer()
+	return true
 }
 
 func (w *writer) list(items []any, indent int) {
