@@ -18,7 +18,7 @@ SOURCES := $(shell find . -name '*.go' -not -path './vendor/*' -not -path './tes
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: demo-packages envoy build ## show the whole job in pretended podVMs; KEEP=1 leaves the artefacts in demo/out
@@ -29,9 +29,9 @@ demo-broken: demo-packages envoy build ## break each thing that the demo checks,
 	@bin/demo --prove-checks
 
 .PHONY: test
-test: test-packages envoy build lint ## all checks and tests
+test: test-packages envoy validate build lint ## all checks and tests
 	@echo "make test: what needs a real API server is left to make test-cluster" >&2
-	PORTCULLIS_CLUSTER=off CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
+	PORTCULLIS_CLUSTER=off PORTCULLIS_VALIDATE=$(VALIDATE) CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race ./...
 	GOFLAGS= go -C tools/prometheus test -count=1 ./... # of docs/, which Go's cache of tests does not look at
 	GOFLAGS= go -C tools/openapi test -count=1 ./...
 
@@ -44,16 +44,17 @@ matrix: test-packages matrix-packages envoy build ## the gate against hostile ne
 	@bin/matrix $(if $(MUTATE),--mutate) $(MATRIXFLAGS)
 
 .PHONY: soak
-soak: test-packages matrix-packages envoy build ## what takes long: a storm against the gate, the mesh proxy under load, a million forgeries
+soak: test-packages matrix-packages envoy validate build ## what takes long: a storm against the gate, the mesh proxy under load, a million forgeries, 10^5 files
 	@bin/matrix --run '^swap-storm' --storm 60s
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 30m -v ./meshproxy/... \
 		-run '^(TestRotationUnderLoad|TestManyIdleConnections|TestLargeTransferBothWays|TestChaos|TestEnvoyAcceptsRandomConfigurations)$$'
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 120m -v ./attestation/... \
 		-run '^TestNoMutatedEvidenceIsAccepted$$'
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 30m -v ./manifest -run '^TestChainsOfRandomManifestsVerifyEverywhere$$'
-
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=mod go test -count 1 -timeout 60m -v ./cmd/coordinator -run '^TestKilledAtRandom$$'
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=mod go test -count 1 -timeout 60m -v ./coordinator -run '^TestMemoryIsFlatOverManyCertificates$$'
+	PORTCULLIS_SOAK=1 PORTCULLIS_VALIDATE=$(VALIDATE) GOFLAGS=-mod=vendor go test -count 1 -timeout 120m -v ./generate -run '^TestProperty'
+	GOFLAGS=-mod=vendor go test -run '^$$' -fuzz '^FuzzInject$$' -fuzztime 5m ./generate
 
 .PHONY: ci
 ci: sslyze test matrix demo demo-broken ## what a change must pass
@@ -92,6 +93,12 @@ $(CACHE)/tools/.built: tools/go.mod tools/go.sum
 bench: test-packages matrix-packages envoy build ## what the mesh costs, beside plaintext and beside iptables with Envoy's defaults: a table, and bin/bench.{svg,json}
 	@bin/meshbench --svg bin/bench.svg --json bin/bench.json $(BENCHFLAGS)
 
+.PHONY: bench-generate
+bench-generate: vendor/modules.txt ## what generate costs for 10,000 documents, beside reading and writing them with a YAML library: a table
+	@mkdir -p bin
+	$(GOBUILD) -o bin/generatebench ./tests/bench/generate
+	@bin/generatebench $(BENCHFLAGS)
+
 .PHONY: bench-ca
 bench-ca: test-packages build $(CACHE)/peers/.built ## what a certificate costs the Coordinator, beside step-ca and the SPIRE server
 	@bin/cabench --peers $(CACHE)/peers $(BENCHFLAGS)
@@ -110,6 +117,17 @@ microbench: build ## benchmarks of the packages
 .PHONY: envoy
 envoy: ## fetch the pinned Envoy into the cache
 	@tools/envoy.sh $(dir $(PORTCULLIS_ENVOY))
+
+# Named by what it is made of, so that it is built once.
+VALIDATE := $(CACHE)/validate-$(shell cat tests/cluster/validate/go.sum tests/cluster/validate/main.go | sha256sum | cut -c1-16)/validate
+
+.PHONY: validate
+validate: $(VALIDATE) ## build Kubernetes' own validation into the cache: half a minute once, two on a busy machine
+$(VALIDATE):
+	@mkdir -p $(@D)
+	@echo "building Kubernetes' validation into $(@D), once" >&2
+	CGO_ENABLED=0 GOFLAGS= go -C tests/cluster/validate build -trimpath -ldflags='-s -w' -o $@.new .
+	@mv $@.new $@
 
 .PHONY: sslyze
 sslyze: ## fetch the pinned sslyze into the cache; with it `make test` compares the ports with Mozilla's recommendations

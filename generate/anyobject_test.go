@@ -76,7 +76,8 @@ func anyList(d *dice) object {
 
 func anyService(d *dice) object {
 	return object{
-		{"apiVersion", "v1"}, {"kind", "Service"},
+		{"apiVersion", "v1"},
+		{"kind", "Service"},
 		{"metadata", object{{"name", d.name("service")}}},
 		{"spec", object{
 			{"selector", object{{"app", pick(d, "web", "db", "none")}}},
@@ -151,7 +152,7 @@ func anyPodOfKind(d *dice, kind string) object {
 	}
 	pod := object{{"metadata", d.shuffled(template, 0)}, {"spec", spec}}
 	selector := object{{"matchLabels", labels}}
-	outer := object{}
+	var outer object
 	switch kind {
 	case "PodTemplate":
 		return append(head, entry{"metadata", metadata}, entry{"template", pod})

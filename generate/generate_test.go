@@ -155,7 +155,9 @@ func checkCorpus(t *testing.T, paths []string) {
 					continue // another %YAML, a document behind an end, a mark behind a mark
 				}
 				t.Run(name, func(t *testing.T) {
-					checkInjection(t, []byte(changed))
+					if name == "as it is" {
+						checkInjection(t, []byte(changed))
+					}
 					if output, ok := checkFile(t, changed); ok && validator.accepts(t, changed) {
 						valid++
 						validator.wantAccepted(t, output)

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -23,15 +24,15 @@ const annotationInitdata = "io.katacontainers.config.hypervisor.cc_init_data"
 
 var soak = os.Getenv("PORTCULLIS_SOAK") == "1"
 
-// check runs a property on 10^3 files, and with PORTCULLIS_SOAK=1 on 10^5, unless -rapid.checks says otherwise.
-func check(t *testing.T, property func(t *rapid.T)) {
+// check runs a property on so many files, and with PORTCULLIS_SOAK=1 on a hundred times as many, unless -rapid.checks says
+// otherwise.
+func check(t *testing.T, checks int, property func(t *rapid.T)) {
 	f := flag.Lookup("rapid.checks")
 	if f.Value.String() == f.DefValue {
-		n := "1000"
 		if soak {
-			n = "100000"
+			checks *= 100
 		}
-		if err := f.Value.Set(n); err != nil {
+		if err := f.Value.Set(strconv.Itoa(checks)); err != nil {
 			t.Fatal(err)
 		}
 		defer func() { _ = f.Value.Set(f.DefValue) }()
@@ -44,7 +45,7 @@ func check(t *testing.T, property func(t *rapid.T)) {
 func TestPropertyOfEveryFile(t *testing.T) {
 	var tried, accepted, injected, valid int
 	validator := newValidator(t)
-	check(t, func(rt *rapid.T) {
+	check(t, 1000, func(rt *rapid.T) {
 		d := &dice{t: rt}
 		text := render(d, anyFile(d))
 		if _, err := decode(text); err != nil {
@@ -73,7 +74,7 @@ func TestPropertyOfEveryFile(t *testing.T) {
 // Files that were damaged: what the YAML library refuses is refused, and all else holds as for every file.
 func TestPropertyOfDamagedFiles(t *testing.T) {
 	var broken, accepted int
-	check(t, func(rt *rapid.T) {
+	check(t, 1000, func(rt *rapid.T) {
 		d := &dice{t: rt}
 		text := []byte(render(d, anyFile(d)))
 		for range 1 + d.below(3) {
@@ -111,7 +112,7 @@ func TestPropertyOfDamagedFiles(t *testing.T) {
 
 // What people change in an injected file stays when the injection is removed or replaced.
 func TestPropertyOfEditedFiles(t *testing.T) {
-	check(t, func(rt *rapid.T) {
+	check(t, 200, func(rt *rapid.T) {
 		d := &dice{t: rt}
 		text := render(d, anyFile(d))
 		output, err := injectText(text)

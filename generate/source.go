@@ -133,7 +133,9 @@ func breakLength(b []byte) int {
 // scalars (`image: {{ .Values.image }}` parses as one), duplicate keys, of which a reader would see another than the API server
 // takes, merge keys that merge nothing, tags that lie, and aliases of what they stand in.
 func (s *source) check(n *yaml.Node, around map[*yaml.Node]bool, faults *[]error) {
-	fail := func(n *yaml.Node, format string, args ...any) { *faults = append(*faults, s.faultAt(n, format, args...)) }
+	fail := func(n *yaml.Node, format string, args ...any) {
+		*faults = append(*faults, s.faultAt(n, format, args...))
+	}
 	switch n.Kind {
 	case yaml.MappingNode:
 		seen := make(map[string]*yaml.Node, len(n.Content)/2)

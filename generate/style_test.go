@@ -348,7 +348,7 @@ func lineKept(before, after string) bool {
 	if before == after || strings.TrimRight(before, "\r\n") == strings.TrimRight(after, "\r\n") {
 		return true
 	}
-	for _, null := range []string{": null", ": ~", ":null"} {
+	for _, null := range []string{": null", ": ~", ":null", ": Null", ": NULL"} {
 		before = strings.Replace(before, null, ": ", 1)
 	}
 	if !strings.ContainsAny(after, "{[") || strings.TrimSpace(before) == "" {

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"portcullis.dev/portcullis/generate"
+	"portcullis.dev/portcullis/tests/cluster"
 )
 
 // The environment of a child that is killed while it writes: where, and before which step.
@@ -24,7 +25,7 @@ const (
 func TestMain(m *testing.M) {
 	folder := os.Getenv(environmentFolder)
 	if folder == "" {
-		os.Exit(m.Run())
+		cluster.Main(m)
 	}
 	last, err := strconv.Atoi(os.Getenv(environmentStep))
 	if err != nil {

@@ -13,7 +13,7 @@ start=$(date +%s)
 CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race -p 2 -timeout 15m -v \
 	./coordinator/store/kubernetes ./tests/cluster ./deploy >"$log" 2>&1 || status=$?
 CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race -timeout 10m -v \
-	-run '^(TestScriptsInACluster|TestReplicasInACluster)$' ./cmd/coordinator >>"$log" 2>&1 || status=$?
+	-run '^(TestScriptsInACluster|TestReplicasInACluster|TestAPIServerTakesWhatItTook)$' ./cmd/coordinator ./generate >>"$log" 2>&1 || status=$?
 if [ "$status" -ne 0 ]; then cat "$log" >&2; fi
 awk -v seconds="$(($(date +%s) - start))" '
 	/^ *--- PASS/ { passed++ }
