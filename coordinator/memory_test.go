@@ -1,13 +1,9 @@
 package coordinator_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http/httptest"
 	"os"
 	"runtime"
 	"strconv"
@@ -82,11 +78,6 @@ func TestMemoryIsFlatOverManyCertificates(t *testing.T) {
 		c.Log = slog.New(slog.DiscardHandler) // the fixture's would grow
 	})
 	f.mustSet(t, newManifest(t, func(m *manifest.Manifest) { m.ReferenceValues = h.values }))
-	server := httptest.NewServer(f.coordinator.Handler()) // the fixture's keeps every answer
-	defer server.Close()
-	if f.Client, err = api.New(server.URL); err != nil {
-		t.Fatal(err)
-	}
 
 	issue := func(n int) {
 		work := make(chan int)
@@ -131,14 +122,7 @@ func TestMemoryIsFlatOverManyCertificates(t *testing.T) {
 
 // askFor is one pod's first start. Of ten, one has another image and is refused.
 func (f *fixture) askFor(t *testing.T, h hardware, i int) error {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader) // not the fixture's keys: it looks for them ever after
-	if err != nil {
-		return err
-	}
-	hpkeKey, err := api.NewHPKEKey()
-	if err != nil {
-		return err
-	}
+	p := forgottenPod(t, webPolicy)
 	issuer := h.machine(webPolicy)
 	stranger := i%10 == 9
 	if stranger {
@@ -149,14 +133,12 @@ func (f *fixture) askFor(t *testing.T, h hardware, i int) error {
 		return err
 	}
 	req := &api.CertificateRequest{
-		Nonce: nonce, PublicKey: spki(t, &key.PublicKey), HPKEKey: hpkeKey.PublicKey().Bytes(),
+		Nonce: nonce, PublicKey: spki(t, &p.key.PublicKey), HPKEKey: p.hpkeKey.PublicKey().Bytes(),
 	}
 	if req.Evidence, err = issuer.Issue(t.Context(), req.ReportData()); err != nil {
 		return err
 	}
-	if err := req.Sign(key); err != nil {
-		return err
-	}
+	p.sign(t, req)
 	_, err = f.Certificate(t.Context(), *req)
 	if stranger {
 		if err == nil {
