@@ -10,11 +10,13 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/attestation/simulated"
 	"portcullis.dev/portcullis/manifest"
+	"portcullis.dev/portcullis/pki"
 	"portcullis.dev/portcullis/tests/simcoordinator"
 	"portcullis.dev/portcullis/tests/simtee"
 )
@@ -99,7 +101,7 @@ func TestChecksSayWhatWasChecked(t *testing.T) {
 		names = append(names, strings.TrimSpace(c.Name+" "+c.Of))
 	}
 	want := "state, answer, evidence, policy hash, HPKE key, history manifest 1 of 2, history manifest 2 of 2, workload owners manifest 1 of 2, " +
-		"workload owners manifest 2 of 2, root CA, mesh CA, seed shares, active manifest"
+		"workload owners manifest 2 of 2, root CA, mesh CA, successors, seed shares, active manifest"
 	if strings.Join(names, ", ") != want {
 		t.Errorf("got  %s\nwant %s", strings.Join(names, ", "), want)
 	}
@@ -156,6 +158,22 @@ func TestACheckThatFailsIsTold(t *testing.T) {
 			v.resp.MeshCA = v.resp.MeshCA[1:]
 			v.attest(t)
 		}, "mesh CA"},
+		"a mesh CA with successors that the manifest does not allow": {func(t *testing.T, v *verified) {
+			key, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			root, err := pki.NewRootCA(key, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			mesh, err := pki.NewMeshCAWithSuccessors(root, key, v.resp.TransitionHash(), time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			v.resp.RootCA, v.resp.MeshCA = root.Raw, mesh.Certificate.Raw
+			v.attest(t)
+		}, "successors"},
 		"shares of nobody": {func(_ *testing.T, v *verified) { v.resp.Shares = make([]api.SealedShare, 1) }, "seed shares"},
 		"another manifest": {func(t *testing.T, v *verified) {
 			v.resp.History = v.resp.History[:1]

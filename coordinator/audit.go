@@ -85,6 +85,18 @@ func (c *Coordinator) auditRecovery(g *generation) error {
 	return nil
 }
 
+// auditGiven records that another replica gets all that this one is, before it has it.
+func (c *Coordinator) auditGiven(g *generation, req *api.PeerRequest, claims attestation.Claims) error {
+	key := sha256.Sum256(req.HPKEKey)
+	if err := c.audit.RecordDurably(&audit.StateGiven{
+		Platform: string(claims.Platform), PolicyHash: claims.PolicyHash.String(), HPKEKey: hex.EncodeToString(key[:]),
+		Generation: len(g.history), Transition: hex.EncodeToString(g.transition.Hash[:]),
+	}); err != nil {
+		return unrecorded(err)
+	}
+	return nil
+}
+
 // signAudit lets the log sign with the key that follows from g's seed.
 func (c *Coordinator) signAudit(g *generation) (audit.Provenance, error) {
 	if c.audit == nil {

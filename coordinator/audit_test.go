@@ -255,3 +255,37 @@ func TestForeignAuditLogIsNamedAtTheRecovery(t *testing.T) {
 		t.Errorf("the log does not say so:\n%s", f.log)
 	}
 }
+
+// That the seed went to another replica is recorded before it goes, and it does not go where that cannot be recorded.
+func TestAReplicaThatWasGivenTheStateIsInTheAuditLog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	rs := newReplicas(t, 1)
+	option, log := audited(t, path)
+	r := rs.restart(t, 0, option)
+	set, err := r.Set(t.Context(), rs.request(t, rs.manifest(t), [32]byte{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := newAsker(t, snpMachine(t, measurement, webPolicy)).request(t, r.freshNonce(t), set.TransitionHash)
+	r.refusedPeer(t, stranger, api.CodeEvidenceRejected)
+	r.state(t, set.TransitionHash)
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	all := events(t, path)
+	if want := []string{"Began", "Started", "ManifestSet", "Refused", "StateGiven", "Stopped"}; !slices.Equal(names(all), want) {
+		t.Fatalf("recorded %v, want %v", names(all), want)
+	}
+	if e := all[3].(*audit.Refused); e.Route != api.PathPeerState || e.ClaimedPolicyHash != webPolicy.String() {
+		t.Errorf("%+v", e)
+	}
+	if e := all[4].(*audit.StateGiven); e.PolicyHash != coordPolicy.String() || e.Platform != "snp" || e.Generation != 1 ||
+		e.Transition != hex.EncodeToString(set.TransitionHash) || len(e.HPKEKey) != 64 {
+		t.Errorf("%+v", e)
+	}
+	req := newAsker(t, snpMachine(t, measurement, coordPolicy)).request(t, r.freshNonce(t), set.TransitionHash)
+	r.refusedPeer(t, req, api.CodeUnavailable)
+	if n := len(r.log.Entries("gave the state to another replica")); n != 1 {
+		t.Errorf("the state was given %d times", n)
+	}
+}

@@ -122,7 +122,7 @@ func TestMemoryIsFlatOverManyCertificates(t *testing.T) {
 
 // askFor is one pod's first start. Of ten, one has another image and is refused.
 func (f *fixture) askFor(t *testing.T, h hardware, i int) error {
-	p := newPod(t, webPolicy)
+	p := forgottenPod(t, webPolicy)
 	issuer := h.machine(webPolicy)
 	stranger := i%10 == 9
 	if stranger {

@@ -110,6 +110,9 @@ func (c *Coordinator) giveState(ctx context.Context, req *api.PeerRequest) (*api
 	if err := c.stillServes(g); err != nil {
 		return nil, err
 	}
+	if err := c.auditGiven(g, req, claims); err != nil {
+		return nil, err
+	}
 	c.log.Info("gave the state to another replica", "policyHash", claims.PolicyHash.String(), "platform", string(claims.Platform),
 		"generation", len(g.history), "transition", hex.EncodeToString(g.transition.Hash[:]))
 	return resp, nil

@@ -40,6 +40,7 @@ func newAsker(t *testing.T, issuer attestation.Issuer) *asker {
 	if err != nil {
 		t.Fatal(err)
 	}
+	secrets.AddHPKE("a replica's HPKE key", key)
 	return &asker{issuer, key}
 }
 
@@ -221,6 +222,7 @@ func TestPeerRollback(t *testing.T) {
 	}
 	rs.running[1].at(t, next.TransitionHash)
 
+	given := len(knows.log.Entries("gave the state to another replica"))
 	back := new(view)
 	back.to.Store(old)
 	r := rs.restart(t, 1, func(c *coordinator.Config) { c.Store = back })
@@ -235,7 +237,7 @@ func TestPeerRollback(t *testing.T) {
 	if reason := fmt.Sprint(knows.says(t, "peer refused")["reason"]); !strings.Contains(reason, hex.EncodeToString(first.TransitionHash)) {
 		t.Errorf("the giver's log does not name the old transition: %s", reason)
 	}
-	if len(knows.log.Entries("gave the state to another replica")) != 2 { // number 1, after each manifest
+	if given == 0 || len(knows.log.Entries("gave the state to another replica")) != given {
 		t.Errorf("the state was given:\n%s", knows.log)
 	}
 	r.metric(t, `portcullis_state{state="needs-recovery"} 1`)

@@ -233,7 +233,11 @@ func (rs *replicas) start(t *testing.T, i int, options ...option) *replica {
 			t.Errorf("Serve: %v", err)
 		}
 	})
-	t.Cleanup(r.stop)
+	t.Cleanup(func() {
+		r.stop()
+		r.coordinator.Reveal(&secrets)
+		keepsSecrets(t, "a replica's log", []byte(r.log.String()))
+	})
 	rs.running[i] = r
 	return r
 }
@@ -456,8 +460,8 @@ func TestReplicasAreOneAuthorityWhileOneOfThemLives(t *testing.T) {
 	stopWatching()
 	watching.Wait()
 	t.Logf("%d certificates meanwhile, and never none", rounds)
-	rs.running[0].metric(t, `portcullis_replica_state{state="active"} 1`)
-	rs.running[0].metric(t, `portcullis_replica_state{state="needs-recovery"} 0`)
+	rs.running[0].metric(t, `portcullis_state{state="active"} 1`)
+	rs.running[0].metric(t, `portcullis_state{state="needs-recovery"} 0`)
 	rs.running[0].metric(t, `portcullis_peers_asked_total{outcome="ok"} 1`)
 }
 
@@ -568,7 +572,7 @@ func TestOvertakenReplicaStopsServing(t *testing.T) {
 	if status, code, _ := lonely.health(t, api.PathReady); status != http.StatusServiceUnavailable || code != "needs-peer" {
 		t.Errorf("/readyz: %d %s", status, code)
 	}
-	lonely.metric(t, `portcullis_replica_state{state="needs-peer"} 1`)
+	lonely.metric(t, `portcullis_state{state="needs-peer"} 1`)
 	eventually(t, "a peer that does not answer", lonely.log, func() bool {
 		return slices.ContainsFunc(lonely.log.Entries("no state from this peer"), func(e map[string]any) bool {
 			return e["outcome"] == "unreachable" && e["peer"] == "127.0.0.1:9"

@@ -87,6 +87,13 @@ func changes(a, b *manifest.Manifest) []Change {
 	if x, y := a.CertificateValidity.Duration(), b.CertificateValidity.Duration(); x != y {
 		add(Plain, "Certificates of pods live %s, before %s.", days(y), days(x))
 	}
+	switch x, y := a.Overlap(), b.Overlap(); {
+	case x == y:
+	case y == 0:
+		add(Plain, "Its pods will accept none of the manifest after it, before for %s.", days(x))
+	default:
+		add(Caution, "Its pods will accept those of the manifest after it for %s, whatever that is.", days(y))
+	}
 	switch {
 	case b.AllowWildcardSANs && !a.AllowWildcardSANs:
 		add(Caution, "Names that stand for many names (*.…) are allowed now.")

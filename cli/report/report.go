@@ -242,6 +242,9 @@ func (r *Report) findings() []Finding {
 			}
 		}
 	}
+	if r.Successors != "" {
+		add(Caution, "pin", "Who pins the mesh CA accepts the next manifest as well, whatever its owners make it, for %s after it is set.", r.Successors)
+	}
 	for _, s := range r.History {
 		if s.OtherOwners {
 			add(Caution, "history", "Manifest %d had other owners, who may know the seed and with it the root CA's key. It was accepted "+

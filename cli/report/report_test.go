@@ -392,7 +392,7 @@ func TestCallsAreResolvedByNames(t *testing.T) {
 
 // Every size of mesh is drawn without boxes upon each other, inside the frame, and always alike; too large a one is not.
 func TestDrawingsOfEverySize(t *testing.T) {
-	for n := 1; n <= report.MaxDrawn; n += 1 + n/8 {
+	for n := 1; n <= report.MaxDrawn; n += 1 + n/2 {
 		r := scene{yaml: large(n)}.report(t)
 		d := r.Mesh.Draw()
 		if d == nil || !reflect.DeepEqual(d, r.Mesh.Draw()) {
@@ -475,6 +475,8 @@ func TestChangesInWords(t *testing.T) {
 		"a lost owner":   {none, func(m *manifest.Manifest) { m.WorkloadOwnerKeys = m.WorkloadOwnerKeys[:2] }, "No longer a workload owner", report.Note},
 		"a threshold":    {none, func(m *manifest.Manifest) { m.WorkloadOwnerThreshold = 1 }, "It takes 1 of 3 owners to replace the manifest, before 2 of 3", report.Caution},
 		"a validity":     {none, func(m *manifest.Manifest) { m.CertificateValidity, _ = manifest.NewValidity(time.Hour) }, "live 1 hour, before 30 days", report.Plain},
+		"overlap":        {none, func(m *manifest.Manifest) { overlap(t, m) }, "accept those of the manifest after it for 1 day", report.Caution},
+		"no overlap":     {func(m *manifest.Manifest) { overlap(t, m) }, none, "accept none of the manifest after it, before for 1 day", report.Plain},
 		"wildcards":      {none, func(m *manifest.Manifest) { m.AllowWildcardSANs = true }, "are allowed now", report.Caution},
 		"nothing at all": {none, none, "Nothing changed", report.Plain},
 	} {
@@ -487,6 +489,28 @@ func TestChangesInWords(t *testing.T) {
 		}) {
 			t.Errorf("%s: got %+v, want %q", name, r.History[1].Changes, test.want)
 		}
+	}
+}
+
+func overlap(t *testing.T, m *manifest.Manifest) {
+	t.Helper()
+	m.Successors = new(manifest.Successors)
+	if err := json.Unmarshal([]byte(`{"MaxOverlap": "24h"}`), m.Successors); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A mesh CA that may certify the next one is not said to be this manifest's alone.
+func TestWhatAPinOfTheMeshCAMeans(t *testing.T) {
+	const alone, both = "this manifest alone", "The mesh CA: this manifest, and for "
+	_, words := elements(t, page(t, scene{yaml: shop(), hardware: true}.report(t)))
+	if !strings.Contains(words, alone) || strings.Contains(words, both) {
+		t.Error("without successors it is not said to be so")
+	}
+	r := scene{yaml: shop(), hardware: true, alter: func(m *manifest.Manifest) { overlap(t, m) }}.report(t)
+	_, words = elements(t, page(t, r))
+	if strings.Contains(words, alone) || !strings.Contains(words, both) || r.Successors == "" || r.Certificates[0].PathLength != 1 {
+		t.Errorf("with successors it is not said to be so: %q", r.Successors)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 // unscripted are messages of package cli that no script can bring about, and why.
 var unscripted = map[string]string{
 	"sign transition %x: %w":  "signing with a key that was parsed does not fail",
+	"write the history: %w":   "encoding plain values as JSON does not fail",
 	"search the folder: %w":   "scripts run as root, who may read every folder",
 	"--append contains a NUL": "no argument contains one; Run's caller may",
 }

@@ -101,6 +101,8 @@ var measurement = simtee.Measurement{0x5a, 0x01}
 var newWorld = sync.OnceValues(func() (*simtee.World, error) { return simtee.New(simtee.PublishedKeys()) })
 
 func setup(env *testscript.Env) error {
+	// A program with the race detector sleeps for a second before it exits, and scripts run hundreds of them.
+	env.Setenv("GORACE", "atexit_sleep_ms=10")
 	world, err := newWorld()
 	if err != nil {
 		return err

@@ -92,6 +92,16 @@ type Recovered struct {
 	Log Provenance `json:"log"`
 }
 
+// StateGiven is the seed and the mesh CA's key, handed to another replica that was attested. It is on the disk before the
+// replica has them.
+type StateGiven struct {
+	Platform   string `json:"platform"`
+	PolicyHash string `json:"policyHash"`
+	HPKEKey    string `json:"hpkeKey"` // SHA-256 of the key that they are sealed to
+	Generation int    `json:"generation"`
+	Transition string `json:"transition"`
+}
+
 // Provenance is whose a log's newest signed head is.
 type Provenance string
 
@@ -125,6 +135,7 @@ func (*Refused) event() string           { return "refused" }
 func (*RefusalsOmitted) event() string   { return "refusals-omitted" }
 func (*ShareTaken) event() string        { return "share-taken" }
 func (*Recovered) event() string         { return "recovered" }
+func (*StateGiven) event() string        { return "state-given" }
 func (*HeadSigned) event() string        { return "head-signed" }
 
 // events is every type above; a line of any other is refused.
@@ -132,7 +143,7 @@ var events = func() map[string]reflect.Type {
 	known := map[string]reflect.Type{}
 	for _, e := range []Event{
 		&Began{}, &Continued{}, &Cut{}, &Started{}, &Stopped{}, &ManifestSet{}, &ManifestNotKept{}, &CertificateIssued{},
-		&Refused{}, &RefusalsOmitted{}, &ShareTaken{}, &Recovered{}, &HeadSigned{},
+		&Refused{}, &RefusalsOmitted{}, &ShareTaken{}, &Recovered{}, &StateGiven{}, &HeadSigned{},
 	} {
 		known[e.event()] = reflect.TypeOf(e).Elem()
 	}

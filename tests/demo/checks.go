@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -174,6 +175,9 @@ func (d *demo) checkMesh(ctx context.Context) error {
 	}
 
 	d.overBoth("web:8080 (#false), no client certificate, mesh CA trusted", answers(goods("web")), web.Addresses(), at(shopPort, "/", outside))
+	d.overBoth("web:8080 (#false) through portcullis connect", answers(goods("web")), web.Addresses(), func(a netip.Addr) outcome {
+		return d.connect(ctx, netip.AddrPortFrom(a, shopPort), "web-svc")
+	})
 	d.overBoth("web:7890 (#true), plain HTTP", answers("shop_requests_total"), web.Addresses(), at(metricsPort, "/metrics", nil))
 	d.overBoth("web:8080, plain HTTP", noPlaintext, web.Addresses(), at(shopPort, "/", nil))
 	d.overBoth("billing:8080 (mTLS), plain HTTP", noPlaintext, billing.Addresses(), at(shopPort, "/", nil))
@@ -449,6 +453,37 @@ func (d *demo) kill(ctx context.Context, vm *netlab.PodVM, envoy *os.Process) er
 		}
 		return err
 	})
+}
+
+// connect asks a workload through the port that portcullis connect opens on the data owner's machine.
+func (d *demo) connect(ctx context.Context, to netip.AddrPort, identity string) outcome {
+	if d.broke == "trust" {
+		identity = "cart-svc"
+	}
+	cmd := d.owner.Command(binary("portcullis"), "connect", "--json",
+		"--mesh-ca", filepath.Join(d.shop.dir, "verified/mesh-ca.pem"), "--identity", identity, to.String())
+	var refused strings.Builder
+	cmd.Stderr = &refused
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return outcome{text: err.Error()}
+	}
+	if err := cmd.Start(); err != nil {
+		return outcome{text: err.Error()}
+	}
+	var opened struct{ Local netip.AddrPort }
+	err = json.NewDecoder(out).Decode(&opened)
+	o := outcome{}
+	if err == nil {
+		o = get(ctx, d.owner, opened.Local, "/", nil)
+	}
+	_ = cmd.Process.Signal(os.Interrupt)
+	_ = cmd.Wait()
+	if err != nil {
+		cause, _, _ := strings.Cut(refused.String(), "\n") // a hint follows
+		return outcome{text: cause}
+	}
+	return o
 }
 
 // meshCA is what the data owner pinned: portcullis verify wrote it.

@@ -23,7 +23,9 @@ var sabotages = []sabotage{
 	{"control", "the guard stays where the control wants it gone", []string{"control: the same with the guard removed by force"}},
 	{"no-mesh-gate", "root in the guest removes catalog's guard", []string{"catalog has no mesh; before its Initializer"}},
 	{"no-mesh-initializer", "catalog's Initializer never runs", []string{"catalog after its Initializer (--no-mesh)"}},
-	{"trust", "the outside client trusts no CA", []string{"web:8080 (#false), no client certificate, mesh CA trusted"}},
+	{"trust", "the outside client trusts no CA, or wants another pod", []string{
+		"web:8080 (#false), no client certificate, mesh CA trusted", "web:8080 (#false) through portcullis connect",
+	}},
 	{"metrics-port", "web's annotation does not name port 7890", []string{"web:7890 (#true), plain HTTP"}},
 	{"web-plaintext", "web's annotation says web#8080#true", []string{"web:8080, plain HTTP"}},
 	{"backends-plaintext", "the backends' annotations say shop#8080#true", []string{

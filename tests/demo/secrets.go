@@ -14,6 +14,7 @@ import (
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
 	"portcullis.dev/portcullis/pki/secret/secrettest"
+	"portcullis.dev/portcullis/tests/netlab"
 )
 
 // checkSecrets looks for every secret of this demo in what a host collects: all logs, the Coordinator's metrics and its store.
@@ -51,7 +52,7 @@ func (d *demo) checkSecrets(ctx context.Context) error {
 	}
 	coordinator := d.pods["coordinator"].VM
 	metrics := get(ctx, d.owner, netip.AddrPortFrom(coordinator.IPv4, api.Port), api.PathMetrics, nil)
-	store, err := coordinator.Command("cat", "/var/lib/portcullis/coordinator.db").Output()
+	store, err := d.readAs(coordinator, "coordinator", "/var/lib/portcullis/coordinator.db")
 	if err != nil || metrics.answer == "" {
 		return errors.Join(err, fmt.Errorf("the Coordinator's metrics: %s", metrics))
 	}
@@ -124,4 +125,13 @@ func addOwners(secrets *secrettest.Set, dir string) error {
 	}
 	secrets.AddSeed(seed, ids...)
 	return nil
+}
+
+// readAs reads a file as a program of a podVM sees it.
+func (d *demo) readAs(vm *netlab.PodVM, program, path string) ([]byte, error) {
+	found, err := vm.Processes(program)
+	if err != nil || len(found) != 1 {
+		return nil, fmt.Errorf("%s runs %d processes %s: %w", vm.Name, len(found), program, err)
+	}
+	return os.ReadFile(fmt.Sprintf("/proc/%d/root%s", found[0].Pid, path))
 }

@@ -56,7 +56,13 @@ func Answer(ctx context.Context, issuer attestation.Issuer, nonce []byte, histor
 	if err != nil {
 		return nil, err
 	}
-	mesh, err := pki.NewMeshCA(root, key, resp.TransitionHash(), time.Now())
+	certify := pki.NewMeshCA
+	if n := len(history); n > 0 {
+		if m, err := manifest.Parse(history[n-1].Manifest); err == nil && m.Overlap() > 0 {
+			certify = pki.NewMeshCAWithSuccessors
+		}
+	}
+	mesh, err := certify(root, key, resp.TransitionHash(), time.Now())
 	if err != nil {
 		return nil, err
 	}

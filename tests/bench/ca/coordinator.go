@@ -129,7 +129,9 @@ func coordinators(profile string) ([]*authority, error) {
 		all = append(all, &authority{
 			name: kind.name,
 			start: func(dir string) (*exec.Cmd, error) {
-				return exec.Command(self, append(args, "--db", filepath.Join(dir, "coordinator.db"))...), nil
+				cmd := exec.Command(self, append(args, "--db", filepath.Join(dir, "coordinator.db"))...)
+				cmd.Env = append(os.Environ(), "GOGC=400", "GOMEMLIMIT=192MiB") // as the command has it
+				return cmd, nil
 			},
 			ready: func() error { return pods.set(text) },
 			turn:  pods.turn,
