@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -369,6 +370,18 @@ func FuzzInject(f *testing.F) {
 	}
 	for _, c := range probed {
 		f.Add(strings.NewReplacer("‹", "", "›", "").Replace(c.text))
+	}
+	paths, err := filepath.Glob("testdata/corpus/*")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, path := range paths {
+		f.Add(string(read(f, path)))
+	}
+	for _, text := range []string{ // what was accepted once, and is broken
+		"\n<<: \n", "a: &a [*a]\n", "a: !!bool x\n", "\ufeff\ufeff'a': v1\nkind: x\n---\n{b: c}\n", "a: [\n---\nb: ]\n",
+	} {
+		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		if strings.Contains(text, "#true") || strings.Contains(text, "DISABLED") || strings.Contains(text, "host") {
