@@ -233,8 +233,29 @@ func decode(text string) ([]any, error) {
 		case err != nil:
 			return nil, err
 		}
-		all = append(all, v)
+		all = append(all, stringKeys(v))
 	}
+}
+
+// stringKeys makes every key a string, as Kubernetes does.
+func stringKeys(v any) any {
+	switch v := v.(type) {
+	case []any:
+		for i, item := range v {
+			v[i] = stringKeys(item)
+		}
+	case map[string]any:
+		for key, value := range v {
+			v[key] = stringKeys(value)
+		}
+	case map[any]any:
+		m := make(map[string]any, len(v))
+		for key, value := range v {
+			m[fmt.Sprint(key)] = stringKeys(value)
+		}
+		return m
+	}
+	return v
 }
 
 // model does to both trees what makes them equal when after is before with the injection: to before what injecting does to
