@@ -25,19 +25,25 @@ const annotationInitdata = "io.katacontainers.config.hypervisor.cc_init_data"
 
 var soak = os.Getenv("PORTCULLIS_SOAK") == "1"
 
-// check runs a property on so many files, and with PORTCULLIS_SOAK=1 on a hundred times as many, unless -rapid.checks says
-// otherwise.
+// check runs a property on so many files, the same ones each time, so that a change's tests fail for the change; and with
+// PORTCULLIS_SOAK=1 on a hundred times as many, others each time. -rapid.checks and -rapid.seed say otherwise.
 func check(t *testing.T, checks int, property func(t *rapid.T)) {
-	f := flag.Lookup("rapid.checks")
-	if f.Value.String() == f.DefValue {
-		if soak {
-			checks *= 100
+	set := func(name, value string) {
+		f := flag.Lookup(name)
+		if f.Value.String() != f.DefValue {
+			return
 		}
-		if err := f.Value.Set(strconv.Itoa(checks)); err != nil {
+		if err := f.Value.Set(value); err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = f.Value.Set(f.DefValue) }()
+		t.Cleanup(func() { _ = f.Value.Set(f.DefValue) })
 	}
+	if soak {
+		checks *= 100
+	} else {
+		set("rapid.seed", "20261126")
+	}
+	set("rapid.checks", strconv.Itoa(checks))
 	rapid.Check(t, property)
 }
 
