@@ -129,18 +129,34 @@ $(VALIDATE):
 	CGO_ENABLED=0 GOFLAGS= go -C tests/cluster/validate build -trimpath -ldflags='-s -w' -o $@.new .
 	@mv $@.new $@
 
+# glibc for the official Envoy, by the name that is pinned.
+export PORTCULLIS_LIBC ?= $(CACHE)/libc/$(shell sed -n 's/.*  \(libc6_.*\)/\1/p' image/oci/pins.sha256)
+
+.PHONY: oci
+oci: oci-packages envoy bin/initializer bin/meshproxy bin/coordinator ## write the containers' OCI images into bin/oci, without a container runtime, and print their digests
+	@tools/libc.sh $(dir $(PORTCULLIS_LIBC))
+	@GOFLAGS= go -C image/oci run . --bin $(CURDIR)/bin --license $(CURDIR)/LICENSE --envoy $(abspath $(PORTCULLIS_ENVOY)) \
+		--libc $(abspath $(PORTCULLIS_LIBC)) --version $(shell sed -n 's/^const Version = "\(.*\)"/\1/p' version.go) --out $(CURDIR)/bin/oci
+
+.PHONY: test-oci
+test-oci: oci ## make the OCI images again elsewhere, look into them, and start what is in them
+	@tools/packages.sh skopeo
+	GOFLAGS= go -C image/oci test -count=1 ./... # of bin/, which Go's cache of tests does not look at
+
 .PHONY: sslyze
 sslyze: ## fetch the pinned sslyze into the cache; with it `make test` compares the ports with Mozilla's recommendations
 	@tools/packages.sh python3 python3-venv
 	@tools/sslyze.sh $(CACHE)/sslyze-6.3.1
 
-.PHONY: demo-packages test-packages matrix-packages
+.PHONY: demo-packages test-packages matrix-packages oci-packages
 demo-packages:
 	@tools/packages.sh nftables netbase iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
 test-packages: demo-packages
 	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd chromium bash-completion groff-base patch gnutls-bin
 matrix-packages:
 	@tools/packages.sh iptables
+oci-packages:
+	@tools/packages.sh dpkg apt $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3 python3-pip)
 
 .PHONY: clean
 clean: ## remove what the build made; caches stay
