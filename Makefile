@@ -139,9 +139,10 @@ oci: oci-packages envoy bin/initializer bin/meshproxy bin/coordinator ## write t
 		--libc $(abspath $(PORTCULLIS_LIBC)) --version $(shell sed -n 's/^const Version = "\(.*\)"/\1/p' version.go) --out $(CURDIR)/bin/oci
 
 .PHONY: test-oci
-test-oci: oci ## make the OCI images again elsewhere, look into them, and start what is in them
+test-oci: demo-packages oci build ## make the OCI images again elsewhere, look into them, and run the demo from them
 	@tools/packages.sh skopeo
 	GOFLAGS= go -C image/oci test -count=1 ./... # of bin/, which Go's cache of tests does not look at
+	@bin/demo --images bin/oci
 
 .PHONY: sslyze
 sslyze: ## fetch the pinned sslyze into the cache; with it `make test` compares the ports with Mozilla's recommendations

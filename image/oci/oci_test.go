@@ -344,7 +344,7 @@ func unpack(t *testing.T, name string) string {
 // inside is a command whose root is the image, which runs as that user and has no network.
 func inside(t *testing.T, root string, user int, argv ...string) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env, cmd.Dir = []string{"PATH=/usr/bin"}, "/"

@@ -34,15 +34,16 @@ var policyRego []byte
 
 // images are the entry points that the real images have.
 var images = netlab.Images{
-	"portcullis.dev/initializer:v0.1.0": {"initializer"},
-	"portcullis.dev/meshproxy:v0.1.0":   {"meshproxy"},
-	"portcullis.dev/coordinator:v0.1.0": {"coordinator"},
-	"portcullis.dev/demo-shop:v0.1.0":   {"shop"},
+	"portcullis.dev/initializer:v0.1.0": {Entrypoint: []string{"initializer"}},
+	"portcullis.dev/meshproxy:v0.1.0":   {Entrypoint: []string{"meshproxy"}},
+	"portcullis.dev/coordinator:v0.1.0": {Entrypoint: []string{"coordinator"}},
+	"portcullis.dev/demo-shop:v0.1.0":   {Entrypoint: []string{"shop"}},
 }
 
 // demo is the lab with everything in it.
 type demo struct {
 	out   string // artefacts: out/shop.yaml, out/manifest.json, out/logs/...
+	roots string // the folder of unpacked images, or none
 	broke string // the sabotage that was asked for
 
 	lab   *netlab.Lab
@@ -247,6 +248,7 @@ func (d *demo) boot(ctx context.Context, dep deployment, workload string, o boot
 	}
 	vm, err := d.lab.Boot(netlab.BootSpec{
 		Name: o.name, Binaries: files, Boot: [][]string{{"podvm-guard", "close"}}, Resolver: netlab.Resolver, Log: log,
+		Images: d.roots,
 	})
 	if err != nil {
 		return nil, err

@@ -37,6 +37,7 @@ func main() {
 func run() error {
 	keep := flag.Bool("keep", false, "leave YAML, manifest, certificates and logs in demo/out")
 	broken := flag.String("break", "", "break one thing on purpose, to see its check fail: "+sabotageNames())
+	layouts := flag.String("images", "", "run Initializer, mesh proxy and Coordinator from the OCI images in this folder, such as bin/oci")
 	flag.Bool("prove-checks", false, "run once with each thing broken and want its checks to fail; takes no other flag")
 	flag.Parse()
 	if flag.NArg() > 0 || !knownSabotage(*broken) {
@@ -54,6 +55,10 @@ func run() error {
 	}
 	defer os.RemoveAll(out)
 	d, err := newDemo(out, *broken)
+	if err == nil && *layouts != "" {
+		d.roots, err = unpackImages(*layouts)
+		defer os.RemoveAll(d.roots)
+	}
 	if err == nil {
 		err = d.run(ctx)
 	}

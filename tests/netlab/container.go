@@ -21,6 +21,8 @@ type Container struct {
 	Name    string
 	Command []string
 	Env     []string
+	// Image is the name of the folder of BootSpec.Images that is the container's root. Empty for the podVM's own root.
+	Image string
 	// Mounts are seen by this container only.
 	Mounts []Mount
 	User   int
@@ -147,7 +149,12 @@ func containerRoot(c Container) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return err
 	}
-	// The image's root is the podVM's, copied as a mount tree; volumes and a fresh /run and /tmp lie over it.
+	// The image's root, or the podVM's where there is no image, is copied as a mount tree; volumes and a fresh /run and /tmp
+	// lie over it.
+	from := "/"
+	if c.Image != "" {
+		from = filepath.Join(imagesFolder, c.Image)
+	}
 	root, err := os.MkdirTemp("/tmp", c.Name)
 	if err != nil {
 		return err
@@ -158,7 +165,7 @@ func containerRoot(c Container) error {
 	if err := os.Chmod(root, 0o755); err != nil {
 		return err
 	}
-	entries, err := os.ReadDir("/")
+	entries, err := os.ReadDir(from)
 	if err != nil {
 		return err
 	}
@@ -166,7 +173,7 @@ func containerRoot(c Container) error {
 		target := filepath.Join(root, e.Name())
 		switch {
 		case e.Type()&os.ModeSymlink != 0:
-			link, err := os.Readlink("/" + e.Name())
+			link, err := os.Readlink(filepath.Join(from, e.Name()))
 			if err == nil {
 				err = os.Symlink(link, target)
 			}
@@ -177,7 +184,7 @@ func containerRoot(c Container) error {
 			if err := os.Mkdir(target, 0o755); err != nil {
 				return err
 			}
-			if err := bind("/"+e.Name(), target, false); err != nil {
+			if err := bind(filepath.Join(from, e.Name()), target, false); err != nil {
 				return err
 			}
 		}
@@ -185,6 +192,13 @@ func containerRoot(c Container) error {
 	for _, dir := range []string{"run", "tmp"} {
 		if err := mountTmpfs(filepath.Join(root, dir)); err != nil {
 			return err
+		}
+	}
+	if c.Image != "" { // what a container runtime mounts into every root
+		for _, name := range []string{"dev", "proc", "etc/resolv.conf", "etc/hosts"} {
+			if err := bind("/"+name, filepath.Join(root, name), false); err != nil {
+				return err
+			}
 		}
 	}
 	for _, m := range c.Mounts {

@@ -12,8 +12,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Images says what a registry would: the entry point of each image. Its files are the podVM's own.
-type Images map[string][]string
+// Images says what a registry would, by the images' names.
+type Images map[string]Image
+
+// Image is an entry point, and the folder of BootSpec.Images that has its files, or none if they are the podVM's own.
+type Image struct {
+	Entrypoint []string
+	Folder     string
+}
 
 // Pod runs a pod's containers in a podVM as a kubelet and a container runtime would. Containers that end are not restarted.
 type Pod struct {
@@ -113,15 +119,16 @@ func (p *Pod) startupProbe(ctx context.Context, c corev1.Container, run *Contain
 }
 
 func (p *Pod) container(c corev1.Container) (*Container, error) {
-	entrypoint, ok := p.images[c.Image]
+	image, ok := p.images[c.Image]
 	if !ok {
 		return nil, fmt.Errorf("container %s: no image %s here", c.Name, c.Image)
 	}
+	entrypoint := image.Entrypoint
 	if len(c.Command) > 0 {
 		entrypoint = c.Command
 	}
 	run := &Container{
-		Name: c.Name, Command: slices.Concat(entrypoint, c.Args),
+		Name: c.Name, Image: image.Folder, Command: slices.Concat(entrypoint, c.Args),
 		Capabilities: DefaultCapabilities, Log: p.log(c.Name),
 	}
 	for _, e := range c.Env {

@@ -35,6 +35,9 @@ type BootSpec struct {
 	Name string
 	// Binaries are files that the podVM and its containers find in /opt/bin, by their base names.
 	Binaries []string
+	// Images is a folder of unpacked images, one folder each, in which the podVM's containers may have their roots. Empty
+	// for none.
+	Images string
 	// Boot is run by PID 1, each command to its end, before loopback is up and before a network exists.
 	Boot [][]string
 	// Resolver is written to /etc/resolv.conf.
@@ -46,6 +49,7 @@ type BootSpec struct {
 const (
 	argvInit     = "netlab-init"
 	argvSelf     = "/opt/netlab" // the program itself, inside a podVM
+	imagesFolder = "/opt/images" // BootSpec.Images, inside a podVM
 	bootDeadline = 20 * time.Second
 )
 
@@ -115,12 +119,13 @@ func (vm *PodVM) Command(name string, args ...string) *exec.Cmd {
 // initSpec is what PID 1 is told on its standard input.
 type initSpec struct {
 	Name, Resolver, Self string
+	Images               string
 	Binaries             []string
 	Boot                 [][]string
 }
 
 func (b BootSpec) forInit(self string) initSpec {
-	return initSpec{Name: b.Name, Resolver: b.Resolver, Self: self, Binaries: b.Binaries, Boot: b.Boot}
+	return initSpec{Name: b.Name, Resolver: b.Resolver, Self: self, Binaries: b.Binaries, Boot: b.Boot, Images: b.Images}
 }
 
 // runInit is PID 1 of a podVM.
@@ -202,6 +207,15 @@ func podVMRoot(spec initSpec) error {
 			target = filepath.Join(root, argvSelf)
 		}
 		if err := bindFile(file, target, true); err != nil {
+			return err
+		}
+	}
+	if spec.Images != "" {
+		target := filepath.Join(root, imagesFolder)
+		if err := os.Mkdir(target, 0o755); err != nil {
+			return err
+		}
+		if err := bind(spec.Images, target, true); err != nil {
 			return err
 		}
 	}
