@@ -123,7 +123,7 @@ jq -n --rawfile root tee/root.pem --arg m $m '{Simulated: [{RootCA: $root, Measu
 portcullis coordinator-yaml --replicas 1 --image example.com/c@sha256:$(printf '0%.0s' {1..64}) >coordinator.yaml
 portcullis generate --policy policy.rego --reference-values values.json -o out/ coordinator.yaml shop.yaml
 jq '.Successors = {MaxOverlap: "1h"}' manifest.json >new && mv new manifest.json
-machine() { simtee serve --world tee --host-data $1 --measurement $m >machine.log & machine=$!; await grep serving machine.log; }
+machine() { rm -f machine.log; simtee serve --world tee --host-data $1 --measurement $m >machine.log & machine=$!; await grep serving machine.log; }
 machine $(jq -r '.Policies | to_entries[] | select(.value.Role == "coordinator").key' manifest.json)
 coordinator --allow-simulated-tee --no-guard --listen 127.0.0.1:1313 --db coordinator.db --audit-log audit.log 2>coordinator.log &
 await curl -s http://127.0.0.1:1313/healthz

@@ -70,6 +70,7 @@ const mark = "--- the example ends with "
 // shell runs commands in one bash in a folder, and returns for each what it printed and its exit code.
 func shell(t *testing.T, folder string, commands []string) (outputs []string, codes []int) {
 	t.Helper()
+	programs := build(t) // which may take long, and is not the page's
 	script := "await() { until \"$@\" >/dev/null 2>&1; do sleep 0.2; done; }\n"
 	for _, command := range commands {
 		script += command + "\ncode=$?; printf '\\n" + mark + "%d\\n' $code; (exit $code)\n"
@@ -80,11 +81,11 @@ func shell(t *testing.T, folder string, commands []string) (outputs []string, co
 		t.Fatal(err)
 	}
 	defer out.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	bash := exec.CommandContext(ctx, "bash", "-c", script, "bash")
 	bash.Dir = folder
-	bash.Env = append(os.Environ(), "PATH="+build(t)+":"+os.Getenv("PATH"), "HOME="+folder, "XDG_CACHE_HOME="+folder+"/.cache",
+	bash.Env = append(os.Environ(), "PATH="+programs+":"+os.Getenv("PATH"), "HOME="+folder, "XDG_CACHE_HOME="+folder+"/.cache",
 		"http_proxy=", "no_proxy=*", "LC_ALL=C.UTF-8", "TERM=dumb")
 	bash.Stdout, bash.Stderr = out, out
 	bash.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -114,6 +115,16 @@ func shell(t *testing.T, folder string, commands []string) (outputs []string, co
 	return outputs, codes
 }
 
+// logs are the ends of the logs in a folder.
+func logs(folder string) (all string) {
+	paths, _ := filepath.Glob(folder + "/*.log")
+	for _, path := range paths {
+		text, _ := os.ReadFile(path)
+		all += fmt.Sprintf("\n%s: ... %s", filepath.Base(path), text[max(0, len(text)-600):])
+	}
+	return all
+}
+
 // check runs a page's commands, and names each that does otherwise than the page says.
 func check(t *testing.T, page string) (faults []string) {
 	t.Helper()
@@ -132,7 +143,7 @@ func check(t *testing.T, page string) (faults []string) {
 	for i, e := range all {
 		switch {
 		case i >= len(codes):
-			return append(faults, fmt.Sprintf("line %d: $ %s\ndid not end", e.line, e.command))
+			return append(faults, fmt.Sprintf("line %d: $ %s\ndid not end%s", e.line, e.command, logs(folder)))
 		case !printed(e.want, outputs[i]):
 			faults = append(faults, fmt.Sprintf("line %d: $ %s\nprints\n%s\nwant\n%s", e.line, e.command, outputs[i], e.want))
 		case codes[i] != 0 && (i+1 == len(all) || all[i+1].command != "echo $?"):
