@@ -126,7 +126,7 @@ envoy: ## fetch the pinned Envoy into the cache
 VALIDATE := $(CACHE)/validate-$(shell cat tests/cluster/validate/go.sum tests/cluster/validate/main.go | sha256sum | cut -c1-16)/validate
 
 .PHONY: validate
-validate: $(VALIDATE) ## build Kubernetes' own validation into the cache: half a minute once, two on a busy machine
+validate: $(VALIDATE) ## build Kubernetes' own validation into the cache: a minute of two cores, once
 $(VALIDATE):
 	@mkdir -p $(@D)
 	@echo "building Kubernetes' validation into $(@D), once" >&2

@@ -139,6 +139,15 @@ func (o object) String() string { return o.kind + " " + o.namespace + "/" + o.na
 
 // get is what a mapping has under a key, also through aliases and merge keys; nil when there is nothing.
 func get(n *yaml.Node, key string) *yaml.Node {
+	if n = resolve(n); n == nil || n.Kind != yaml.MappingNode {
+		return nil
+	}
+	if _, v := own(n, key); v != nil && key != "<<" && resolve(v) != nil {
+		return resolve(v)
+	}
+	if _, merged := own(n, "<<"); merged == nil { // as nearly always
+		return nil
+	}
 	for _, p := range pairs(n) {
 		if p.key.Value == key {
 			return p.value
