@@ -20,7 +20,14 @@ const root = "../../"
 var update = flag.Bool("update", false, "write the generated pages anew")
 
 // TestMain enters a network of this test's own: the TEE's socket and the Coordinator's port have fixed names.
-func TestMain(m *testing.M) { netlab.Main(m) }
+func TestMain(m *testing.M) {
+	netlab.Enter()
+	code := m.Run()
+	if built != "" {
+		_ = os.RemoveAll(built)
+	}
+	os.Exit(code)
+}
 
 // built is the folder with what ships, and simtee, built as `make build` does.
 var built string
