@@ -25,7 +25,7 @@ func (g *generator) pin(ctx context.Context) error {
 			continue
 		}
 		if at >= 0 {
-			return Faults{t.src.faultAt(t.node, "%v is a Coordinator, and so is %v at %s: pods are pinned to one",
+			return Faults{t.src.faultAt(codePin, t.node, "%v is a Coordinator, and so is %v at %s: pods are pinned to one",
 				t.object, g.targets[at].object, g.targets[at].place())}
 		}
 		at = i

@@ -113,7 +113,7 @@ func TestPinningAgainGivesTheSameBytes(t *testing.T) {
 	if diff := cmp.Diff(string(plain.Files[0].Text), string(unpinned.Files[0].Text)); diff != "" {
 		t.Errorf("without the pin the file is not as if it had never been there:\n%s", diff)
 	}
-	if warnings := strings.Join(unpinned.Warnings, "\n"); !strings.Contains(warnings, "was pinned to its Coordinator and is no longer") {
+	if warnings := strings.Join(unpinned.Warnings, "\n"); !strings.Contains(warnings, "PC1503: Deployment default/web was pinned to its Coordinator and is no longer") {
 		t.Errorf("nobody says that the pin is gone: %q", warnings)
 	}
 }
