@@ -269,7 +269,7 @@ var explanations = []Explanation{
 		Do:  "give the YAML of exactly one Coordinator.",
 	},
 	{
-		Code: codeUnpinned, Title: "A pod that was pinned to its Coordinator and is no longer", Warning: true, Acceptable: true,
+		Code: codeUnpinned, Title: "A pod that was pinned to its Coordinator and is no longer", Warning: true,
 		Why: "It joins the mesh of any Coordinator that answers.", Do: "run generate with --pin-coordinator again.",
 	},
 	{

@@ -381,10 +381,10 @@ func (g *generator) measureOne(ctx context.Context, t *target, object []byte) er
 	}
 	policy, err := g.Policy.Policy(ctx, object)
 	if err != nil {
-		return fmt.Errorf("%s: %s: policy of %v: %w", t.place(), codePolicy, t.object, err)
+		return fmt.Errorf("%s:%d: %s: policy of %v: %w", t.place(), t.node.Column, codePolicy, t.object, err)
 	}
 	if err := t.measure(policy); err != nil {
-		return fmt.Errorf("%s: %s: %v: %w", t.place(), codePolicy, t.object, err)
+		return fmt.Errorf("%s:%d: %s: %v: %w", t.place(), t.node.Column, codePolicy, t.object, err)
 	}
 	return nil
 }

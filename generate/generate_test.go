@@ -565,7 +565,7 @@ func TestIdentities(t *testing.T) {
 		{
 			"a Service of two pods", service("s", "a", "app: web") + deployment("1", "a") + deployment("2", "a"),
 			map[string][]string{"a/web1": {"web1"}, "a/web2": {"web2"}},
-			"Service a/s selects Deployment a/web1 and Deployment a/web2",
+			"PC1401: Service a/s selects Deployment a/web1 and Deployment a/web2",
 		},
 		{
 			"one Service name in two namespaces",

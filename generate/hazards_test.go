@@ -70,6 +70,7 @@ func TestHazards(t *testing.T) {
 		{"datagrams", "", dropped + "\n    ports: [{containerPort: 53, protocol: UDP}]", "f.yaml:16:43: PC1312: port 53 of container web"},
 		{"SCTP", "", dropped + "\n    ports: [{containerPort: 53, protocol: SCTP}]", "PC1312: port 53"},
 		{"a variable of ours", "", dropped + "\n    env: [{name: COORDINATOR_HOST, value: x}]", "f.yaml:16:18: PC1313: variable COORDINATOR_HOST of container web"},
+		{"no memory limit", "initContainers: [{name: i, securityContext: {capabilities: {drop: [ALL]}}}]", dropped, "f.yaml:11:20: PC1314: container i of Pod default/a has no memory limit"},
 		{"a container for debugging", "ephemeralContainers: [{name: d}]", dropped, "f.yaml:11:24: PC1315: ephemeralContainers"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -31,7 +31,7 @@ func (g *generator) pin(ctx context.Context) error {
 		at = i
 	}
 	if at < 0 {
-		return Faults{errors.New("pods are to be pinned to their Coordinator, and no pod in these files is one: " +
+		return Faults{errors.New(string(codePin) + ": pods are to be pinned to their Coordinator, and no pod in these files is one: " +
 			"give its YAML too, annotated " + annotationRole + ": " + string(initdata.Coordinator))}
 	}
 	coordinator := g.targets[at]
@@ -62,6 +62,13 @@ func (g *generator) pin(ctx context.Context) error {
 
 // pinned says whether an earlier run pinned the pod.
 func (p pod) pinned() bool {
+	if _, value := p.ownAnnotation(initdata.Annotation); value != nil { // with placement guest
+		if document, err := initdata.Decode(value.Value); err == nil {
+			if data, err := initdata.Parse(document); err == nil && data[initdata.KeyPin] != "" {
+				return true
+			}
+		}
+	}
 	return slices.ContainsFunc(p.containers(), func(c *yaml.Node) bool {
 		args := get(c, "args")
 		return ourContainer(c) && args != nil && slices.ContainsFunc(args.Content, func(arg *yaml.Node) bool {

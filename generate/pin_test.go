@@ -126,7 +126,7 @@ spec: {runtimeClassName: kata-cc, containers: [{name: c}]}
 	workload := strings.NewReplacer("%", "web", ", annotations: {contrast.edgeless.systems/pod-role: coordinator}", "").Replace(pod)
 	for name, tc := range map[string]struct{ text, fault string }{
 		"no Coordinator":   {workload, "no pod in these files is one"},
-		"two Coordinators": {strings.ReplaceAll(pod, "%", "a") + "---\n" + strings.ReplaceAll(pod, "%", "b"), "pods are pinned to one"},
+		"two Coordinators": {strings.ReplaceAll(pod, "%", "a") + "---\n" + strings.ReplaceAll(pod, "%", "b"), "PC1502: Pod default/b is a Coordinator, and so is Pod default/a"},
 	} {
 		_, err := generate.Inject(t.Context(), []generate.File{{Name: "f.yaml", Text: []byte(tc.text)}}, pinnedOptions(t))
 		if err == nil || !strings.Contains(err.Error(), tc.fault) {

@@ -73,7 +73,7 @@ func (p Genpolicy) Policy(ctx context.Context, object []byte) (string, error) {
 	case within.Err() != nil:
 		return "", fmt.Errorf("%s: it was not done after %v%s", what, timeout, lastWords(stderr))
 	case err != nil:
-		return "", fmt.Errorf("%s: %w%s", what, err, lastWords(stderr))
+		return "", fmt.Errorf("%s: %v%s", what, err, lastWords(stderr)) // its exit code is not ours
 	case stdout.more:
 		return "", fmt.Errorf("%s: its policy has more than %d bytes", what, initdata.MaxSize)
 	case strings.TrimSpace(stdout.String()) == "":

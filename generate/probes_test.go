@@ -351,7 +351,7 @@ func TestProbesThatStay(t *testing.T) {
 		{"a plaintext port", "ingress: 'x#80#true'", "livenessProbe: {httpGet: {port: 80}}", ""},
 		{"a plaintext port by name", "ingress: 'x#80#true'", "livenessProbe: {tcpSocket: {port: web}}, ports: [{name: web, containerPort: 80}]", ""},
 		{"nothing is intercepted", "ingress: DISABLED", "livenessProbe: {httpGet: {port: 80}}", "DISABLED takes the guard away"},
-		{"another host", "ingress: ''", "readinessProbe: {httpGet: {port: 80, host: example.org}}", "asks the host example.org and not the pod"},
+		{"another host", "ingress: ''", "readinessProbe: {httpGet: {port: 80, host: example.org}}", "PC1202: readinessProbe of container a of Pod default/a asks the host example.org and not the pod"},
 		{"no handler", "ingress: ''", "readinessProbe: {periodSeconds: 3, httpGet: }", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -372,8 +372,8 @@ func TestProbesThatStay(t *testing.T) {
 
 func TestProbeWarnings(t *testing.T) {
 	for _, c := range []struct{ name, container, want string }{
-		{"TLS that the proxy terminates", "livenessProbe: {httpGet: {port: 443, scheme: HTTPS}}", "the proxy will ask the application itself"},
-		{"a hook", "lifecycle: {preStop: {httpGet: {port: 80}}}", "preStop of container a of Pod default/a is a request of kubelet's to port 80, which TLS keeps out"},
+		{"TLS that the proxy terminates", "livenessProbe: {httpGet: {port: 443, scheme: HTTPS}}", "PC1204: livenessProbe of container a of Pod default/a asks for HTTPS on port 443"},
+		{"a hook", "lifecycle: {preStop: {httpGet: {port: 80}}}", "PC1205: preStop of container a of Pod default/a is a request of kubelet's to port 80, which TLS keeps out"},
 		{"no hook that needs the network", "lifecycle: {preStop: {exec: {command: [a]}}, postStart: {httpGet: {port: 7890}}}", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

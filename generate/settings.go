@@ -283,7 +283,10 @@ func (p pod) checkForeign(classes []string) []error {
 	if class == "" {
 		what = "it has no runtimeClassName"
 	}
-	for _, name := range annotationNames {
+	if _, at, _ := p.readIdentities(); at != nil {
+		found[annotationIdentities] = at
+	}
+	for _, name := range append(slices.Clone(annotationNames), annotationIdentities) {
 		if v := found[name]; v != nil && name != annotationSkip {
 			faults = append(faults, p.src.faultAt(codeForeign, v, "annotation %s on %v, which is not a confidential pod: %s, want one of %s "+
 				"(--runtime-class adds one)", name, p, what, strings.Join(classes, "*, ")+"*"))
