@@ -68,6 +68,8 @@ func (f *podFlags) register(cmd *cobra.Command) {
 		"one more prefix of confidential runtime classes, beside "+strings.Join(generate.RuntimeClasses, ", ")+"; repeatable")
 	cmd.Flags().StringVar(&f.placement, "placement", string(initdata.Sidecar),
 		"where Initializer and mesh proxy run: sidecar, in containers; or guest, as services of the podVM's image")
+	_ = cmd.RegisterFlagCompletionFunc("placement", cobra.FixedCompletions(
+		[]cobra.Completion{string(initdata.Sidecar), string(initdata.Guest)}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (f *podFlags) options() generate.Options {
@@ -100,6 +102,11 @@ Annotations, on the object or its pod template:
   contrast.edgeless.systems/workload-secret-id      the pod receives a secret of this name
   contrast.edgeless.systems/skip-initializer        "true": inject nothing; the gate stays down
   contrast.edgeless.systems/pod-role                coordinator
+  portcullis.dev/identities                         names that the pod has besides, joined by commas
+  portcullis.dev/accept                             codes of hazards that were considered, joined by commas
+
+What in a pod's own specification could open the gate is an error, what will not work behind it a warning. Each message has a
+code: portcullis explain CODE says more.
 
 A pod without a servicemesh annotation is not in the mesh: it gets credentials, and its ports are open once it has them.
 With --pin-coordinator, pods join no mesh but that of the Coordinator among the files, under manifests of these owners; without
