@@ -70,6 +70,7 @@ func TestSlowClientsAreSentAway(t *testing.T) {
 		served := make(chan error, 1)
 		go func() { served <- c.Serve(ctx, listener) }()
 
+		var writing sync.WaitGroup
 		// others are answered while somebody is slow
 		others := func(t *testing.T) {
 			conn := listener.dial()
@@ -118,7 +119,7 @@ func TestSlowClientsAreSentAway(t *testing.T) {
 			// a bubble has no subtests
 			conn := listener.dial()
 			began := time.Now()
-			go test.write(conn)
+			writing.Go(func() { test.write(conn) })
 			synctest.Wait()
 			others(t)
 			if !test.reads {
@@ -137,6 +138,7 @@ func TestSlowClientsAreSentAway(t *testing.T) {
 			}
 			conn.Close()
 		}
+		writing.Wait() // the slowest one finds out a second after it was sent away
 		stop()
 		if err := <-served; err != nil {
 			t.Error(err)

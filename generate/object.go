@@ -144,9 +144,11 @@ func get(n *yaml.Node, key string) *yaml.Node {
 	if n = resolve(n); n == nil || n.Kind != yaml.MappingNode {
 		return nil
 	}
-	if _, merged := own(n, "<<"); merged == nil { // as nearly always
-		_, v := own(n, key)
+	if _, v := own(n, key); v != nil && key != "<<" && resolve(v) != nil {
 		return resolve(v)
+	}
+	if _, merged := own(n, "<<"); merged == nil { // as nearly always
+		return nil
 	}
 	for _, p := range pairs(n) {
 		if p.key.Value == key {

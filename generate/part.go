@@ -14,6 +14,7 @@ import (
 type part struct {
 	*source  // without what an earlier run injected
 	file     int
+	given    []byte // with what an earlier run injected
 	services []service
 	targets  []*target
 	faults   Faults
@@ -115,15 +116,26 @@ func (g *generator) assemble(files []File, text func(*part) []byte) []File {
 			continue
 		}
 		var b bytes.Buffer
-		b.Grow(len(files[i].Text) + added*countTargets(of))
+		same, differs := 0, false // so many bytes were the same so far, and are not copied yet
 		for chunk := range slices.Chunk(of, window) {
 			texts := make([][]byte, len(chunk))
 			parallel(len(chunk), func(i int) { texts[i] = text(chunk[i]) })
-			for _, t := range texts {
+			for n, t := range texts {
+				if !differs && bytes.Equal(t, chunk[n].given) {
+					same += len(t)
+					continue
+				}
+				if !differs {
+					differs = true
+					b.Grow(len(files[i].Text) + added*countTargets(of))
+					b.Write(files[i].Text[:same])
+				}
 				b.Write(t)
 			}
 		}
-		made[i].Text = b.Bytes()
+		if differs {
+			made[i].Text = b.Bytes()
+		}
 	}
 	return made
 }

@@ -151,7 +151,7 @@ func handlerOf(s *source, probe *yaml.Node) (name string, handler *yaml.Node, er
 		name, handler = p.key.Value, p.value
 	}
 	if name != "" && handler.Kind != yaml.MappingNode {
-		return "", nil, s.faultAt(codeProbe, handler, "%s is not a mapping", name)
+		return "", nil, s.faultAt(codeProbe, handler, "%s is not a mapping; write its fields, as in %s: {port: 8080}", name, name)
 	}
 	return name, handler, nil
 }
@@ -180,7 +180,7 @@ func readHandler(f *faultsAt, name string, handler *yaml.Node, probe *config.Pro
 		return
 	}
 	if headers.Kind != yaml.SequenceNode {
-		f.fail(headers, "httpHeaders is not a list")
+		f.fail(headers, "httpHeaders is not a list; write one of names and values, or take it away")
 		return
 	}
 	for _, h := range headers.Content {
@@ -211,7 +211,7 @@ func (f *faultsAt) targetOf(handler *yaml.Node) string {
 func portOf(f *faultsAt, handler, container *yaml.Node) config.Port {
 	port := get(handler, "port")
 	if port == nil || port.Kind != yaml.ScalarNode || isNull(port) {
-		f.fail(handler, "a probe without a port")
+		f.fail(handler, "a probe without a port; write the one that the application listens on")
 		return 0
 	}
 	number := port
@@ -253,7 +253,7 @@ func timeoutOf(f *faultsAt, probe *yaml.Node) time.Duration {
 func checkFields(f *faultsAt, n *yaml.Node, known []string, what string) {
 	if n == nil || n.Kind != yaml.MappingNode {
 		if n != nil {
-			f.fail(n, "%s: this is not a mapping", what)
+			f.fail(n, "%s: this is not a mapping; write its fields", what)
 		}
 		return
 	}
@@ -438,7 +438,7 @@ func (s *splicer) originalProbes(p pod) map[string]string {
 	}
 	for _, id := range slices.Sorted(maps.Keys(originals)) {
 		if original := originals[id]; !oneHandler(original) && !oneHandler("{"+original+"}") {
-			s.failAt(codeEdited, value, "annotation %s: what it has for %s is no probe's handler", annotationProbes, id)
+			s.failAt(codeEdited, value, "annotation %s: what it has for %s is no probe's handler; write the probes' original handlers, and remove it", annotationProbes, id)
 			delete(originals, id)
 		}
 	}

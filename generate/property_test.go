@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,19 +25,25 @@ const annotationInitdata = "io.katacontainers.config.hypervisor.cc_init_data"
 
 var soak = os.Getenv("PORTCULLIS_SOAK") == "1"
 
-// check runs a property on so many files, and with PORTCULLIS_SOAK=1 on a hundred times as many, unless -rapid.checks says
-// otherwise.
+// check runs a property on so many files, the same ones each time, so that a change's tests fail for the change; and with
+// PORTCULLIS_SOAK=1 on a hundred times as many, others each time. -rapid.checks and -rapid.seed say otherwise.
 func check(t *testing.T, checks int, property func(t *rapid.T)) {
-	f := flag.Lookup("rapid.checks")
-	if f.Value.String() == f.DefValue {
-		if soak {
-			checks *= 100
+	set := func(name, value string) {
+		f := flag.Lookup(name)
+		if f.Value.String() != f.DefValue {
+			return
 		}
-		if err := f.Value.Set(strconv.Itoa(checks)); err != nil {
+		if err := f.Value.Set(value); err != nil {
 			t.Fatal(err)
 		}
-		defer func() { _ = f.Value.Set(f.DefValue) }()
+		t.Cleanup(func() { _ = f.Value.Set(f.DefValue) })
 	}
+	if soak {
+		checks *= 100
+	} else {
+		set("rapid.seed", "20261126")
+	}
+	set("rapid.checks", strconv.Itoa(checks))
 	rapid.Check(t, property)
 }
 
@@ -232,8 +239,29 @@ func decode(text string) ([]any, error) {
 		case err != nil:
 			return nil, err
 		}
-		all = append(all, v)
+		all = append(all, stringKeys(v))
 	}
+}
+
+// stringKeys makes every key a string, as Kubernetes does.
+func stringKeys(v any) any {
+	switch v := v.(type) {
+	case []any:
+		for i, item := range v {
+			v[i] = stringKeys(item)
+		}
+	case map[string]any:
+		for key, value := range v {
+			v[key] = stringKeys(value)
+		}
+	case map[any]any:
+		m := make(map[string]any, len(v))
+		for key, value := range v {
+			m[fmt.Sprint(key)] = stringKeys(value)
+		}
+		return m
+	}
+	return v
 }
 
 // model does to both trees what makes them equal when after is before with the injection: to before what injecting does to
@@ -369,6 +397,18 @@ func FuzzInject(f *testing.F) {
 	}
 	for _, c := range probed {
 		f.Add(strings.NewReplacer("‹", "", "›", "").Replace(c.text))
+	}
+	paths, err := filepath.Glob("testdata/corpus/*")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, path := range paths {
+		f.Add(string(read(f, path)))
+	}
+	for _, text := range []string{ // what was accepted once, and is broken
+		"\n<<: \n", "a: &a [*a]\n", "a: !!bool x\n", "\ufeff\ufeff'a': v1\nkind: x\n---\n{b: c}\n", "a: [\n---\nb: ]\n",
+	} {
+		f.Add(text)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		if strings.Contains(text, "#true") || strings.Contains(text, "DISABLED") || strings.Contains(text, "host") {

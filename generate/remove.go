@@ -90,7 +90,7 @@ func Remove(files []File, options Options) (*Result, error) {
 
 // withdraw reads a part and takes the injection out of it.
 func (g *generator) withdraw(s *source) *part {
-	p := &part{source: s}
+	p := &part{source: s, given: s.text}
 	read, err := parse(s.name, s.text, s.before)
 	if err != nil {
 		p.faults = flatten(err)

@@ -203,6 +203,12 @@ func TestNamesOfOursAreRefused(t *testing.T) {
 			"merge of nothing", "spec:\n", "spec:\n  <<: x\n", "f.yaml:7:3: PC1001: << merges mappings, and its value is none; give an alias of one",
 		},
 		{
+			"second byte order mark", "kind: Pod\n", "\ufeff\ufeffkind: Pod\n", "f.yaml:1:1: PC1001: a byte order mark in the middle of the file",
+		},
+		{
+			"byte order mark in the middle", "spec:\n", "---\n\ufeffspec:\n", "f.yaml:7:1: PC1001: a byte order mark in the middle of the file",
+		},
+		{
 			"tag that lies", "image: a\n", "image: a\n      tty: !!bool x\n", `f.yaml:11:12: PC1001: "x" is no !!bool; take the tag away`,
 		},
 		{

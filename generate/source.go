@@ -40,6 +40,9 @@ func parse(name string, text []byte, before int) (*source, error) {
 			return nil, s.fault(codeYAML, before+1, 1, "UTF-16 is not supported; save the file as UTF-8")
 		}
 	}
+	if line := s.strayMark(); line > 0 {
+		return nil, s.fault(codeYAML, before+line, 1, "a byte order mark in the middle of the file, which readers of YAML understand differently; remove it")
+	}
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	for {
 		var document yaml.Node
@@ -63,6 +66,19 @@ func parse(name string, text []byte, before int) (*source, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+// strayMark is the line that begins with a byte order mark which is not the file's first character; 0 when there is none.
+func (s *source) strayMark() int {
+	if bytes.Count(s.text, bom) == 0 {
+		return 0
+	}
+	for i, start := range s.lines() {
+		if bytes.HasPrefix(s.text[start:], bom) && (start > 0 || s.before > 0) {
+			return i + 1
+		}
+	}
+	return 0
 }
 
 // settle gives every node the line that it has in its file.

@@ -78,7 +78,7 @@ func (s *splicer) addEntries(parent *yaml.Node, key string, o *original, entries
 		o.keep(v.Value)
 		s.fillNull(k, v, func() string { return flow(entries()) })
 	case v.Kind != yaml.MappingNode:
-		s.failAt(codeStyle, v, "%s is not a mapping that generate can add to", key)
+		s.failAt(codeStyle, v, "%s is not a mapping, so generate cannot add to it; write one, or take it away", key)
 	case isFlow(v):
 		if len(v.Content) == 0 {
 			o.keep(emptyMapping)
@@ -108,7 +108,7 @@ func (s *splicer) addItems(parent *yaml.Node, key string, o *original, items fun
 		o.keep(v.Value)
 		s.fillNull(k, v, func() string { return flow(items()) })
 	case v.Kind != yaml.SequenceNode:
-		s.failAt(codeStyle, v, "%s is not a list that generate can add to", key)
+		s.failAt(codeStyle, v, "%s is not a list, so generate cannot add to it; write one, or take it away", key)
 	case isFlow(v):
 		if len(v.Content) == 0 {
 			o.keep(emptyList)

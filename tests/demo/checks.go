@@ -480,7 +480,8 @@ func (d *demo) connect(ctx context.Context, to netip.AddrPort, identity string) 
 	_ = cmd.Process.Signal(os.Interrupt)
 	_ = cmd.Wait()
 	if err != nil {
-		return outcome{text: strings.TrimSpace(refused.String())}
+		cause, _, _ := strings.Cut(refused.String(), "\n") // a hint follows
+		return outcome{text: cause}
 	}
 	return o
 }
