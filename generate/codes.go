@@ -94,6 +94,15 @@ func Explain(code string) (Explanation, bool) {
 	return explanations[i], true
 }
 
+// byCode is explanations for those who ask often.
+var byCode = func() map[Code]Explanation {
+	m := make(map[Code]Explanation, len(explanations))
+	for _, e := range explanations {
+		m[e.Code] = e
+	}
+	return m
+}()
+
 // Explanations are those of all codes, in their order.
 func Explanations() []Explanation { return slices.Clone(explanations) }
 

@@ -197,7 +197,7 @@ func (g *generator) fail(faults ...error) { g.faults = append(g.faults, faults..
 
 // warn warns of something in an object, unless that accepts it.
 func (g *generator) warn(code Code, o object, n *yaml.Node, format string, args ...any) {
-	if e, _ := Explain(string(code)); e.Acceptable && o.accepts.takes(code) {
+	if o.accepts != nil && byCode[code].Acceptable && o.accepts.takes(code) {
 		return
 	}
 	g.warnings = append(g.warnings, &Fault{o.src.name, code, n.Line, n.Column, fmt.Sprintf(format, args...)})

@@ -75,7 +75,7 @@ func (g *generator) checkHazards(p pod, s settings) {
 
 // report reports what is a warning or an error by its code.
 func (g *generator) report(code Code, o object, n *yaml.Node, format string, args ...any) {
-	e, _ := Explain(string(code))
+	e := byCode[code]
 	switch {
 	case e.Acceptable && o.accepts.takes(code):
 	case e.Warning:

@@ -133,11 +133,8 @@ func TestWhyNobodyHasAnIdentity(t *testing.T) {
 			}
 			// Somebody who is in the manifest already may have it.
 			o := options()
-			for _, p := range result.Pods {
-				for _, e := range p.Mesh.Egress {
-					o.Known = append(o.Known, e.Identities...)
-				}
-				break
+			for _, e := range result.Pods[0].Mesh.Egress {
+				o.Known = append(o.Known, e.Identities...)
 			}
 			if result, err = generate.Inspect([]generate.File{{Name: "f.yaml", Text: []byte(fmt.Sprintf(caller, c.host) + c.rest)}}, o); err != nil {
 				t.Fatal(err)
