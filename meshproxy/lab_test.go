@@ -29,6 +29,7 @@ import (
 	"portcullis.dev/portcullis/meshproxy/confine"
 	"portcullis.dev/portcullis/meshproxy/internal/testenvoy"
 	"portcullis.dev/portcullis/pki"
+	"portcullis.dev/portcullis/pki/secret/secrettest"
 	"portcullis.dev/portcullis/tests/netlab"
 )
 
@@ -100,6 +101,9 @@ func newMesh(t testing.TB) *mesh {
 	return &mesh{t, ca}
 }
 
+// secrets are the keys of all pods; no mesh proxy's log has any.
+var secrets secrettest.Set
+
 // issue makes a certificate and its key.
 func (m *mesh) issue(validity time.Duration, names ...string) tls.Certificate {
 	m.t.Helper()
@@ -107,6 +111,7 @@ func (m *mesh) issue(validity time.Duration, names ...string) tls.Certificate {
 	if err != nil {
 		m.t.Fatal(err)
 	}
+	secrets.AddKey("a mesh certificate's key", key)
 	var sans []pki.SAN
 	for _, n := range names {
 		san, err := pki.ParseSAN(n)
@@ -232,6 +237,9 @@ func (p *pod) launch(cmd *exec.Cmd) {
 	p.cmd, p.exited = cmd, exited
 	p.t.Cleanup(func() {
 		cmd.Process.Kill()
+		for _, secret := range secrets.Find([]byte(p.log.String())) {
+			p.t.Errorf("the log of %s has %s", p.Name, secret)
+		}
 		if p.t.Failed() {
 			p.t.Logf("log of %s:\n%s", p.Name, p.log)
 		}

@@ -94,6 +94,7 @@ func (d *demo) run(ctx context.Context) error {
 		{"mesh: who may talk to whom", d.checkMesh},
 		{"strangers: a pod of another Coordinator, and a podVM with another measurement", d.checkStrangers},
 		{"failure: an Envoy is killed, and its supervisor stopped", d.checkFailure},
+		{"recovery: the Coordinator is killed, and with it the only copy of the seed; its owner gives it back", d.checkRecovery},
 		{"secrets: none is in what a host collects", d.checkSecrets},
 	}
 	began := time.Now()

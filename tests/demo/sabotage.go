@@ -51,6 +51,8 @@ var sabotages = []sabotage{
 	}},
 	{"envoy-alive", "Envoy is not killed", []string{"billing:8080, Envoy killed, mTLS"}},
 	{"leak", "cart's key is in a log", []string{"secrets in logs, metrics and store"}},
+	{"restart", "the Coordinator is not killed", []string{"the Coordinator killed and started again"}},
+	{"owner", "the seed's owner does nothing", []string{"the Coordinator after portcullis recover"}},
 	{"supervisor", "the supervisor stays stopped", []string{"billing:8080, supervisor runs again, mTLS"}},
 }
 

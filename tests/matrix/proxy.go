@@ -19,6 +19,7 @@ import (
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/guest/guard"
 	"portcullis.dev/portcullis/pki"
+	"portcullis.dev/portcullis/pki/secret/secrettest"
 	"portcullis.dev/portcullis/tests/netlab"
 )
 
@@ -29,6 +30,7 @@ type Proxy struct {
 	log       *netlab.Log
 	trust     *x509.CertPool
 	member    tls.Certificate // of another pod in the mesh
+	secrets   secrettest.Set  // no row's log has any
 }
 
 // proxyCapabilities are what `portcullis generate` gives the mesh proxy's container.
@@ -61,6 +63,9 @@ func (l *Lab) StartProxy(args ...string) *Proxy {
 		running, _ := l.Pod.Processes("meshproxy")
 		for _, p := range running {
 			send(p, syscall.SIGKILL) // a stopped container would keep the podVM from ending
+		}
+		for _, secret := range p.secrets.Find([]byte(l.podLog.String())) {
+			l.Failf("the pod's log has %s", secret)
 		}
 	})
 	l.proxy = p
@@ -202,6 +207,7 @@ func (p *Proxy) issue() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.secrets.AddKey("the mesh certificate's key", key)
 	pem, err := pki.EncodePrivateKey(key)
 	if err != nil {
 		return nil, err
