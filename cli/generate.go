@@ -575,7 +575,12 @@ func (f *generateFlags) report(cmd *cobra.Command, result *generate.Result, plac
 		fmt.Fprintln(cmd.ErrOrStderr(), "no pod of a confidential runtime class: there is nothing to inject")
 		return nil
 	}
-	if len(result.Pods) > 0 {
+	switch {
+	case f.remove: // such a pod has no policy any more
+		for _, p := range result.Pods {
+			fmt.Fprintf(summary, "taken out of %s %s/%s\n", p.Kind, p.Namespace, p.Name)
+		}
+	case len(result.Pods) > 0:
 		if err := writePods(summary, result); err != nil {
 			return err
 		}
