@@ -35,6 +35,10 @@ test: test-packages envoy validate build lint ## all checks and tests
 	GOFLAGS= go -C tools/prometheus test -count=1 ./... # of docs/, which Go's cache of tests does not look at
 	GOFLAGS= go -C tools/openapi test -count=1 ./...
 
+.PHONY: docs-test
+docs-test: test-packages vendor/modules.txt ## what the documentation says, by doing it: every command, link, flag, code and message; part of make test
+	CGO_ENABLED=1 GOFLAGS=-mod=vendor go test -race -count=1 ./tests/docs
+
 .PHONY: test-cluster
 test-cluster: test-packages vendor/modules.txt ## what is asked of Kubernetes, against a real kube-apiserver and etcd; the first time builds them, some 8 minutes
 	@tools/test-cluster.sh $(CACHE)
@@ -153,7 +157,7 @@ sslyze: ## fetch the pinned sslyze into the cache; with it `make test` compares 
 demo-packages:
 	@tools/packages.sh nftables netbase iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
 test-packages: demo-packages
-	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd chromium bash-completion groff-base patch gnutls-bin
+	@tools/packages.sh gcc libc6-dev openssl curl uidmap systemd chromium jq bash-completion groff-base patch gnutls-bin
 matrix-packages:
 	@tools/packages.sh iptables
 oci-packages:

@@ -36,7 +36,7 @@ func hintFor(err error) string {
 		return hintForRefused(refused)
 	}
 	if _, ok := errors.AsType[generate.Faults](err); ok {
-		return "docs/annotations.md explains every annotation; portcullis lint says what one means"
+		return "portcullis explain CODE says more of a fault; docs/annotations.md explains every annotation"
 	}
 	for _, known := range []struct {
 		err  error

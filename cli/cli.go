@@ -58,7 +58,7 @@ Exit codes: 0 done, 1 failed, 2 usage or malformed input, 3 a check was made and
 	root.SetErr(streams.Err)
 	root.PersistentFlags().BoolP(flagQuiet, "q", false, "say nothing about progress")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageOf(cmd, err) })
-	root.AddCommand(newGenerate(), newLint(), newSet(), newVerify(), newSign(), newKeygen(), newRecover(),
+	root.AddCommand(newGenerate(), newLint(), newExplain(), newSet(), newVerify(), newSign(), newKeygen(), newRecover(),
 		newAttest(), newInspect(), newMeasure(), newCoordinatorYAML(), newAudit(), newStatus(), newConnect(), newDoctor(), newVersion(), newMan())
 	complete(root)
 	speakAlike(root)

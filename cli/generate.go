@@ -19,6 +19,7 @@ import (
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/generate"
+	"portcullis.dev/portcullis/guest/initdata"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/pki"
 )
@@ -39,7 +40,6 @@ type generateFlags struct {
 	output          string
 	manifest        string
 	policy          string
-	genpolicy       string
 	referenceValues string
 	ownerKey        string
 	seedshareKeys   []string
@@ -51,22 +51,30 @@ type generateFlags struct {
 	diff            bool
 	check           bool
 	remove          bool
+	partial         bool
+	policySource    generate.Genpolicy
 }
 
 // podFlags say which pods are meant; generate and lint share them.
 type podFlags struct {
 	namespace      string
 	runtimeClasses []string
+	placement      string
 }
 
 func (f *podFlags) register(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.namespace, "namespace", "n", "default", "namespace of objects that name none")
 	cmd.Flags().StringArrayVar(&f.runtimeClasses, "runtime-class", nil,
 		"one more prefix of confidential runtime classes, beside "+strings.Join(generate.RuntimeClasses, ", ")+"; repeatable")
+	cmd.Flags().StringVar(&f.placement, "placement", string(initdata.Sidecar),
+		"where Initializer and mesh proxy run: sidecar, in containers; or guest, as services of the podVM's image")
+	_ = cmd.RegisterFlagCompletionFunc("placement", cobra.FixedCompletions(
+		[]cobra.Completion{string(initdata.Sidecar), string(initdata.Guest)}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (f *podFlags) options() generate.Options {
 	return generate.Options{
+		Placement:      initdata.Placement(f.placement),
 		RuntimeClasses: append(append([]string{}, generate.RuntimeClasses...), f.runtimeClasses...),
 		Namespace:      f.namespace,
 	}
@@ -94,11 +102,18 @@ Annotations, on the object or its pod template:
   contrast.edgeless.systems/workload-secret-id      the pod receives a secret of this name
   contrast.edgeless.systems/skip-initializer        "true": inject nothing; the gate stays down
   contrast.edgeless.systems/pod-role                coordinator
+  portcullis.dev/identities                         names that the pod has besides, joined by commas
+  portcullis.dev/accept                             codes of hazards that were considered, joined by commas
+
+What in a pod's own specification could open the gate is an error, what will not work behind it a warning. Each message has a
+code: portcullis explain CODE says more.
 
 A pod without a servicemesh annotation is not in the mesh: it gets credentials, and its ports are open once it has them.
 With --pin-coordinator, pods join no mesh but that of the Coordinator among the files, under manifests of these owners; without
 it they join the mesh of any Coordinator that answers (docs/pinning.md).
-The manifest's policies are replaced; reference values, owner keys and whatever else it says are kept. Where it lists no
+The manifest's policies of these pods are replaced, and those of pods that are in none of the files are removed, unless --partial
+says that the files are a part of the application. Policies that name no Pod, names that a person added, reference values,
+owner keys and whatever else it says are kept. Where it lists no
 owner yet, the key in --workload-owner-key becomes one, and is made when there is no such file. A new manifest also gets a
 seed-share owner, who can recover a restarted Coordinator: the keys in --seedshare-owner-key, or else new ones in
 ` + defaultSeedshareKey + `. Seed-share owners cannot be changed once the manifest is set.`,
@@ -116,7 +131,11 @@ seed-share owner, who can recover a restarted Coordinator: the keys in --seedsha
 	flags.StringVarP(&f.output, "output", "o", "", "file, or folder for several, to write to instead of in place; - is standard output")
 	flags.StringVar(&f.manifest, "manifest", defaultManifest, "manifest to write, or to update")
 	flags.StringVar(&f.policy, "policy", "", "Rego file that is the agent's policy of every pod")
-	flags.StringVar(&f.genpolicy, "genpolicy", "", "Kata's genpolicy, run once for every pod")
+	flags.StringVar(&f.policySource.Program, "genpolicy", "", "Kata's genpolicy, run once for every pod")
+	flags.StringVar(&f.policySource.Settings, "genpolicy-settings", "", "genpolicy's settings file (its --json-settings-path)")
+	flags.StringVar(&f.policySource.Rules, "genpolicy-rules", "", "genpolicy's Rego rules (its --rego-rules-path)")
+	flags.StringVar(&f.policySource.ConfigMap, "genpolicy-config-map", "", "YAML of ConfigMaps and Secrets that pods refer to (genpolicy's --config-map-file)")
+	flags.DurationVar(&f.policySource.Timeout, "genpolicy-timeout", generate.DefaultTimeout, "how long genpolicy may take for one pod")
 	flags.StringVar(&f.referenceValues, "reference-values", "", "JSON file of reference values to add to the manifest's")
 	flags.StringVar(&f.ownerKey, "workload-owner-key", "", "workload owner's key, PEM (default "+defaultOwnerKey+" beside the manifest)")
 	flags.StringArrayVar(&f.seedshareKeys, "seedshare-owner-key", nil, "seed-share owner's keys, PEM, as portcullis keygen makes them; "+
@@ -131,6 +150,7 @@ seed-share owner, who can recover a restarted Coordinator: the keys in --seedsha
 	flags.StringVar(&f.images.Meshproxy, "image-meshproxy", "portcullis.dev/meshproxy:"+Version, "image of the mesh proxy")
 	flags.BoolVar(&f.diff, "diff", false, "show what would change as a unified diff, and write nothing")
 	flags.BoolVar(&f.check, "check", false, "write nothing; exit with 3 and name the files that are not up to date, if there are any")
+	flags.BoolVar(&f.partial, "partial", false, "the files are a part of the application: keep the policies of pods that are in none of them")
 	flags.BoolVar(&f.remove, "remove", false, "take out of the files what generate put in")
 	flagJSON(cmd, &f.json)
 	return cmd
@@ -192,8 +212,19 @@ func (f *generateFlags) run(cmd *cobra.Command, args []string) error {
 
 // contradiction finds flags that do not go together.
 func (f *generateFlags) contradiction(cmd *cobra.Command) error {
-	if f.policy != "" && f.genpolicy != "" {
+	if f.policy != "" && f.policySource.Program != "" {
 		return errors.New("give --policy or --genpolicy, not both")
+	}
+	for _, name := range []string{"genpolicy-settings", "genpolicy-rules", "genpolicy-config-map", "genpolicy-timeout"} {
+		if cmd.Flags().Changed(name) && f.policySource.Program == "" {
+			return fmt.Errorf("--%s belongs to --genpolicy", name)
+		}
+	}
+	if f.policySource.Timeout <= 0 {
+		return errors.New("--genpolicy-timeout: want more than nothing")
+	}
+	if err := f.checkPlacement(); err != nil {
+		return err
 	}
 	if f.diff && f.json {
 		return errors.New("give --diff or --json, not both")
@@ -202,7 +233,7 @@ func (f *generateFlags) contradiction(cmd *cobra.Command) error {
 		return nil
 	}
 	for _, name := range []string{
-		"policy", "genpolicy", "manifest", "reference-values", "workload-owner-key", "seedshare-owner-key", "seedshare-threshold",
+		"policy", "genpolicy", "genpolicy-settings", "genpolicy-rules", "genpolicy-config-map", "genpolicy-timeout", "partial", "placement", "manifest", "reference-values", "workload-owner-key", "seedshare-owner-key", "seedshare-threshold",
 		"coordinator-host", "pin-coordinator", "image-initializer", "image-meshproxy",
 	} {
 		if cmd.Flags().Changed(name) {
@@ -236,6 +267,7 @@ func (f *generateFlags) inject(cmd *cobra.Command, files []generate.File) (*gene
 		}
 		options.Pin = new(draft.manifest.Pin(attestation.PolicyHash{}))
 	}
+	options.Known = generate.KnownIdentities(draft.manifest, f.partial)
 	result, err := generate.Inject(cmd.Context(), files, options)
 	if err != nil {
 		return nil, nil, err
@@ -247,7 +279,7 @@ func (f *generateFlags) inject(cmd *cobra.Command, files []generate.File) (*gene
 		}
 	}
 	if f.pinCoordinator && f.policy != "" {
-		result.Warnings = append(result.Warnings, fmt.Sprintf("the pin holds only if %s pins the arguments of the Initializer: "+
+		result.Warnings = append(result.Warnings, fmt.Sprintf("PC1507: the pin holds only if %s pins the arguments of the Initializer: "+
 			"otherwise the host can leave it away", f.policy))
 	}
 	return result, outputs, nil
@@ -259,6 +291,14 @@ func nothingWritten(err error) error {
 		return fmt.Errorf("nothing was written: %w", err)
 	}
 	return err
+}
+
+func (f *podFlags) checkPlacement() error {
+	switch initdata.Placement(f.placement) {
+	case initdata.Sidecar, initdata.Guest:
+		return nil
+	}
+	return fmt.Errorf("--placement %q, want %s or %s", f.placement, initdata.Sidecar, initdata.Guest)
 }
 
 // outputFolder says whether --output names a folder, that is there or is to be made.
@@ -301,8 +341,8 @@ func (f *generateFlags) placeOutputs(inputs []input) ([]string, error) {
 
 func (f *generateFlags) readPolicy(cmd *cobra.Command) (generate.Policy, error) {
 	switch {
-	case f.genpolicy != "":
-		return shownPolicy{cmd, generate.Genpolicy(f.genpolicy)}, nil
+	case f.policySource.Program != "":
+		return shownPolicy{cmd, f.policySource}, nil
 	case f.policy != "":
 		text, err := os.ReadFile(f.policy)
 		if err != nil {
@@ -311,6 +351,17 @@ func (f *generateFlags) readPolicy(cmd *cobra.Command) (generate.Policy, error) 
 		return generate.FixedPolicy(text), nil
 	}
 	return nil, nil
+}
+
+// policyVersion is what genpolicy says of itself, empty without it.
+func (f *generateFlags) policyVersion(cmd *cobra.Command) string {
+	if f.policySource.Program == "" {
+		return ""
+	}
+	if version := f.policySource.Version(cmd.Context()); version != "" {
+		return version
+	}
+	return f.policySource.Program + " of an unknown version"
 }
 
 // shownPolicy tells people that genpolicy is at work: it reads whole images.
@@ -366,7 +417,11 @@ func (f *generateFlags) readManifest(cmd *cobra.Command) (*draft, error) {
 
 // updateManifest returns the manifest, and the owners' keys that were made for it.
 func (f *generateFlags) updateManifest(d *draft, result *generate.Result) ([]generate.Output, error) {
-	generate.UpdateManifest(d.manifest, result.Pods)
+	notes, err := generate.UpdateManifest(d.manifest, result.Pods, f.partial)
+	if err != nil {
+		return nil, err
+	}
+	result.Warnings = append(result.Warnings, notes...)
 	if err := explainIncomplete(d.manifest); err != nil {
 		return nil, err
 	}
@@ -514,16 +569,24 @@ func (f *generateFlags) report(cmd *cobra.Command, result *generate.Result, plac
 		written[i] = o.Path
 	}
 	if f.json {
-		return writeJSON(summary, reportOf(result, written))
+		return writeJSON(summary, reportOf(result, written, f.policyVersion(cmd)))
 	}
 	if len(result.Pods) == 0 && !f.remove {
 		fmt.Fprintln(cmd.ErrOrStderr(), "no pod of a confidential runtime class: there is nothing to inject")
 		return nil
 	}
-	if len(result.Pods) > 0 {
+	switch {
+	case f.remove: // such a pod has no policy any more
+		for _, p := range result.Pods {
+			fmt.Fprintf(summary, "taken out of %s %s/%s\n", p.Kind, p.Namespace, p.Name)
+		}
+	case len(result.Pods) > 0:
 		if err := writePods(summary, result); err != nil {
 			return err
 		}
+	}
+	if version := f.policyVersion(cmd); version != "" && len(result.Pods) > 0 {
+		fmt.Fprintln(summary, "policies by", version)
 	}
 	if len(written) == 0 {
 		_, err := fmt.Fprintln(summary, "everything is up to date")
@@ -564,6 +627,7 @@ type podReport struct {
 	Name       string   `json:"name"`
 	Role       string   `json:"role,omitempty"`
 	Guard      string   `json:"guard"`
+	Placement  string   `json:"placement"`
 	PolicyHash string   `json:"policyHash,omitempty"`
 	Identities []string `json:"identities,omitempty"`
 	SecretID   string   `json:"workloadSecretId,omitempty"`
@@ -574,7 +638,7 @@ func reportPods(result *generate.Result) []podReport {
 	for i, p := range result.Pods {
 		pods[i] = podReport{
 			File: p.File, Line: p.Line, Namespace: p.Namespace, Kind: p.Kind, Name: p.Name,
-			Role: string(p.Policy.Role), Guard: string(p.Config.Guard), SecretID: string(p.Policy.WorkloadSecretID),
+			Role: string(p.Policy.Role), Guard: string(p.Config.Guard), Placement: string(p.Config.Placement), SecretID: string(p.Policy.WorkloadSecretID),
 		}
 		if p.Hash.Valid() {
 			pods[i].PolicyHash = p.Hash.String()
@@ -586,10 +650,12 @@ func reportPods(result *generate.Result) []podReport {
 	return pods
 }
 
-func reportOf(result *generate.Result, written []string) any {
+func reportOf(result *generate.Result, written []string, genpolicy string) any {
 	return struct {
 		Pods     []podReport `json:"pods"`
 		Warnings []string    `json:"warnings,omitempty"`
 		Written  []string    `json:"written,omitempty"`
-	}{reportPods(result), result.Warnings, written}
+		// Genpolicy is the version of what made the policies.
+		Genpolicy string `json:"genpolicy,omitempty"`
+	}{reportPods(result), result.Warnings, written, genpolicy}
 }

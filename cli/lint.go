@@ -43,6 +43,9 @@ policy. It explains the pods of files, or the values given as flags.`,
 			case len(args) == 0:
 				return usageOf(cmd, fmt.Errorf("give a file, or --%s", strings.Join(flagsOfValues, ", --")))
 			}
+			if err := pods.checkPlacement(); err != nil {
+				return usageOf(cmd, err)
+			}
 			return lintFiles(cmd, args, pods.options(), asJSON)
 		},
 	}
@@ -124,6 +127,10 @@ func explain(p generate.Pod) []string {
 	lines := []string{"Its identities are: " + identities(p)}
 	if id := p.Policy.WorkloadSecretID; id != "" {
 		lines = append(lines, fmt.Sprintf("It receives the workload secret %q.", id))
+	}
+	switch {
+	case p.Config.Placement == initdata.Guest && p.Initializer:
+		lines = append(lines, "Initializer and mesh proxy are services of the podVM's image, which its initdata configures; no container is injected.")
 	}
 	switch {
 	case !p.Initializer:

@@ -47,6 +47,10 @@ type Options struct {
 	// to join the mesh of any Coordinator.
 	Pin    *manifest.Pin
 	Images Images
+	// Placement says where Initializer and mesh proxy run; empty means in containers.
+	Placement initdata.Placement
+	// Known are identities that policies carry besides those of the files' pods.
+	Known []pki.SAN
 	// Policy makes the agent's policy of a pod.
 	Policy Policy
 }
@@ -66,7 +70,9 @@ type Pod struct {
 	Line                  int
 	Namespace, Kind, Name string
 	Hash                  attestation.PolicyHash
-	Policy                manifest.Policy
+	// Before is the policy hash that the file had of it, not Valid where it had none.
+	Before attestation.PolicyHash
+	Policy manifest.Policy
 	// Config is what the pod's initdata says.
 	Config initdata.PodConfig
 	// Mesh is nil for a pod without a mesh proxy.
@@ -103,7 +109,7 @@ func Inspect(files []File, options Options) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	result := &Result{Warnings: g.warnings}
+	result := &Result{Warnings: g.messages()}
 	for _, t := range g.targets {
 		result.Pods = append(result.Pods, t.result())
 	}
@@ -122,6 +128,7 @@ func inspect(files []File, options Options) (*generator, error) {
 		g.assignIdentities()
 		g.checkPeers()
 	}
+	g.checkAccepted()
 	if len(g.faults) > 0 {
 		return nil, g.faults
 	}
@@ -146,7 +153,7 @@ func Inject(ctx context.Context, files []File, options Options) (*Result, error)
 	if err := g.measure(ctx); err != nil {
 		return nil, err
 	}
-	result := &Result{Warnings: g.warnings}
+	result := &Result{Warnings: g.messages()}
 	result.Files = g.assemble(files, g.splice)
 	for _, p := range g.parts {
 		g.fail(p.faults...)
@@ -167,7 +174,8 @@ type generator struct {
 	services []service
 	targets  []*target
 	faults   Faults
-	warnings []string
+	warnings []*Fault
+	accepted []*acceptance
 }
 
 // target is a confidential pod. Of its tree only what is asked for later is kept: its node tells the place and no more.
@@ -179,27 +187,41 @@ type target struct {
 	config     initdata.PodConfig
 	hash       attestation.PolicyHash
 	annotation string
+	before     attestation.PolicyHash
+	// stable are the names that the target's pods keep, with the Service that they have them in.
+	stable    stableNames
+	portNames map[string]config.Port
 }
 
 func (g *generator) fail(faults ...error) { g.faults = append(g.faults, faults...) }
 
-func (g *generator) warn(s *source, n *yaml.Node, format string, args ...any) {
-	message := fmt.Sprintf(format, args...)
-	if s != nil {
-		message = fmt.Sprintf("%s:%d:%d: %s", s.name, n.Line, n.Column, message)
+// warn warns of something in an object, unless that accepts it.
+func (g *generator) warn(code Code, o object, n *yaml.Node, format string, args ...any) {
+	if o.accepts != nil && byCode[code].Acceptable && o.accepts.takes(code) {
+		return
 	}
-	g.warnings = append(g.warnings, message)
+	g.warnings = append(g.warnings, &Fault{o.src.name, code, n.Line, n.Column, fmt.Sprintf(format, args...)})
+}
+
+// messages are the warnings in words.
+func (g *generator) messages() []string {
+	var all []string
+	for _, w := range g.warnings {
+		all = append(all, w.Error())
+	}
+	return all
 }
 
 // read reads a part, takes out what an earlier run injected, finds Services and confidential pods, and where to inject.
 func (g *generator) read(s *source) *part {
-	r := &reader{generator: &generator{Options: g.Options}}
+	r := &reader{generator: &generator{Options: g.Options}, before: make(map[string]attestation.PolicyHash)}
 	p := &part{source: s, given: s.text}
 	if stripped, changed, err := r.readStripped(s); err != nil {
 		r.fail(flatten(err)...)
 	} else {
 		p.source, p.stripped = stripped, changed
 		for _, o := range stripped.objects(g.Namespace) {
+			o.accepts = r.readAcceptance(o)
 			if svc, ok := o.service(); ok {
 				r.services = append(r.services, svc)
 			}
@@ -208,7 +230,7 @@ func (g *generator) read(s *source) *part {
 		r.plan(p)
 		stripped.forget()
 	}
-	p.services, p.targets, p.faults, p.warnings = r.services, r.targets, r.faults, r.warnings
+	p.services, p.targets, p.faults, p.warnings, p.accepted = r.services, r.targets, r.faults, r.warnings, r.accepted
 	return p
 }
 
@@ -216,6 +238,8 @@ func (g *generator) read(s *source) *part {
 type reader struct {
 	*generator
 	pods []pod // of the targets
+	// before are the policy hashes that an earlier run gave, by object.
+	before map[string]attestation.PolicyHash
 }
 
 // readObject reads an object. Whatever must see the tree of a pod is done here: it is not kept.
@@ -227,27 +251,31 @@ func (g *reader) readObject(o object) {
 	}
 	if !p.confidential(g.RuntimeClasses) {
 		g.fail(p.checkForeign(g.RuntimeClasses)...)
+		g.checkRuntime(p)
 		return
 	}
 	if p.name == "" {
-		g.fail(o.src.faultAt(o.node, "this %s has no metadata.name; its initdata needs one, so give it one", o.kind))
+		g.fail(o.src.faultAt(codeNoName, o.node, "this %s has no metadata.name; its initdata needs one, so give it one", o.kind))
 		return
 	}
-	settings, faults := p.readSettings()
+	settings, faults := p.readSettings(g.Placement)
 	if len(faults) > 0 {
 		g.fail(faults...)
 		return
 	}
 	if settings.parsed != nil && settings.parsed.Mode == config.Disabled {
-		g.warn(o.src, settings.at[annotationIngress], "DISABLED takes the guard away: everything comes in to %v as it is", p)
+		g.warn(codeDisabled, o, settings.at[annotationIngress], "DISABLED takes the guard away: everything comes in to %v as it is", p)
 	}
 	if settings.parsed != nil {
 		g.readProbes(p, &settings)
 	}
-	g.checkLock(p, settings)
+	g.checkHazards(p, settings)
 	g.pods = append(g.pods, p)
 	o.node = &yaml.Node{Kind: o.node.Kind, Line: o.node.Line, Column: o.node.Column}
-	g.targets = append(g.targets, &target{object: o, labels: p.labels(), injection: injection{settings: settings}})
+	g.targets = append(g.targets, &target{
+		object: o, labels: p.labels(), injection: injection{settings: settings}, before: g.before[o.String()],
+		stable: p.stableNames(), portNames: p.portNames(),
+	})
 }
 
 // readStripped parses a source, and takes out what an earlier run injected.
@@ -264,8 +292,9 @@ func (g *reader) readStripped(s *source) (stripped *source, changed bool, err er
 		case !ok:
 		case p.injected():
 			injected = append(injected, p)
+			g.before[o.String()] = p.hashBefore()
 			if g.Pin == nil && p.pinned() {
-				g.warn(s, p.node, "%v was pinned to its Coordinator and is no longer: it will join the mesh of any Coordinator that answers", p)
+				g.warn(codeUnpinned, o, p.node, "%v was pinned to its Coordinator and is no longer: it will join the mesh of any Coordinator that answers", p)
 			}
 		case p.confidential(g.RuntimeClasses):
 			names.checkNames(p)
@@ -310,6 +339,16 @@ func (p pod) injected() bool {
 	return value != nil && ourInitdata(value)
 }
 
+// hashBefore is the policy hash that an earlier run gave the pod.
+func (p pod) hashBefore() attestation.PolicyHash {
+	if _, value := p.ownAnnotation(initdata.Annotation); value != nil && value.Kind == yaml.ScalarNode {
+		if document, err := initdata.Decode(value.Value); err == nil {
+			return initdata.Digest(document)
+		}
+	}
+	return attestation.PolicyHash{}
+}
+
 // measure makes each target's initdata, policy hash and annotation.
 func (g *generator) measure(ctx context.Context) error {
 	first := make(map[attestation.PolicyHash]*target)
@@ -323,7 +362,7 @@ func (g *generator) measure(ctx context.Context) error {
 				return err
 			}
 			if other := first[t.hash]; other != nil {
-				g.fail(t.src.faultAt(t.node, "%v is here already at %s: two pods with one policy hash have one identity; "+
+				g.fail(t.src.faultAt(codeOneHash, t.node, "%v is here already at %s: two pods with one policy hash have one identity; "+
 					"give them different names", t.object, other.place()))
 			}
 			first[t.hash] = t
@@ -342,10 +381,10 @@ func (g *generator) measureOne(ctx context.Context, t *target, object []byte) er
 	}
 	policy, err := g.Policy.Policy(ctx, object)
 	if err != nil {
-		return fmt.Errorf("policy of %v (%s): %w", t.object, t.place(), err)
+		return fmt.Errorf("%s:%d: %s: policy of %v: %w", t.place(), t.node.Column, codePolicy, t.object, err)
 	}
 	if err := t.measure(policy); err != nil {
-		return fmt.Errorf("%s: %v: %w", t.place(), t.object, err)
+		return fmt.Errorf("%s:%d: %s: %v: %w", t.place(), t.node.Column, codePolicy, t.object, err)
 	}
 	return nil
 }
@@ -354,7 +393,7 @@ func (g *generator) measureOne(ctx context.Context, t *target, object []byte) er
 func (t *target) configure() {
 	t.config = initdata.PodConfig{
 		Namespace: t.namespace, Kind: t.kind, Name: t.name,
-		Placement: initdata.Sidecar,
+		Placement: t.placement,
 		Role:      t.role,
 		Guard:     t.guard(),
 		Mesh:      t.mesh,
@@ -369,7 +408,11 @@ func (t *target) measure(policy string) error {
 	if err != nil {
 		return err
 	}
-	document, err := initdata.Build(map[string]string{initdata.KeyPolicy: policy, initdata.KeyConfig: text})
+	data := map[string]string{initdata.KeyPolicy: policy, initdata.KeyConfig: text}
+	if t.placement == initdata.Guest && t.pin != "" {
+		data[initdata.KeyPin] = t.pin
+	}
+	document, err := initdata.Build(data)
 	if err != nil {
 		return err
 	}
@@ -435,14 +478,15 @@ func (g *generator) splice(p *part) []byte {
 
 func (t *target) result() Pod {
 	policy := manifest.Policy{SANs: t.sans, WorkloadSecretID: t.secretID}
+	_ = policy.Pod.UnmarshalText([]byte(t.object.String())) // stays empty for a name that Kubernetes would refuse
 	if t.role == initdata.Coordinator {
 		policy.Role = manifest.RoleCoordinator
 	}
 	return Pod{
 		File: t.src.name, Line: t.node.Line,
 		Namespace: t.namespace, Kind: t.kind, Name: t.name,
-		Hash: t.hash, Policy: policy, Config: t.config, Mesh: t.parsed,
-		Initializer: len(t.sidecars()) > 0,
+		Hash: t.hash, Before: t.before, Policy: policy, Config: t.config, Mesh: t.parsed,
+		Initializer: t.role == initdata.Workload && !t.skip,
 	}
 }
 
@@ -469,11 +513,11 @@ func (g *generator) checkSplice(p *part, text []byte) error {
 	first := p.targets[0]
 	result, err := parse(p.name, text, p.before)
 	if err != nil {
-		return p.faultAt(first.node, "with what generate would add, the file would not be valid YAML (%v), %s", err, hint)
+		return p.faultAt(codeStyle, first.node, "with what generate would add, the file would not be valid YAML (%v), %s", err, hint)
 	}
 	pods := g.confidentialPods(result)
 	if len(pods) != len(p.targets) {
-		return p.faultAt(first.node, "what generate would add would change which pods there are, %s", hint)
+		return p.faultAt(codeStyle, first.node, "what generate would add would change which pods there are, %s", hint)
 	}
 	var made []string
 	var probes []map[string]string
@@ -483,7 +527,7 @@ func (g *generator) checkSplice(p *part, text []byte) error {
 	}
 	back, err := result.without(pods, made)
 	if err != nil || !bytes.Equal(back, p.text) {
-		return p.faultAt(first.node, "what generate would add to %v could not be taken out again exactly, %s", first.object, hint)
+		return p.faultAt(codeStyle, first.node, "what generate would add to %v could not be taken out again exactly, %s", first.object, hint)
 	}
 	if result.printWithout(pods, probes, true) == p.print {
 		return nil
@@ -496,10 +540,10 @@ func (g *generator) checkSplice(p *part, text []byte) error {
 	prune(pods, probes, true)
 	for i := range min(len(before.documents), len(result.documents)) {
 		if n := difference(before.documents[i], result.documents[i]); n != nil {
-			return p.faultAt(n, "what generate would add would change this too, %s (and end the file with a line break)", hint)
+			return p.faultAt(codeStyle, n, "what generate would add would change this too, %s (and end the file with a line break)", hint)
 		}
 	}
-	return p.faultAt(first.node, "what generate would add would change the number of documents, %s", hint)
+	return p.faultAt(codeStyle, first.node, "what generate would add would change the number of documents, %s", hint)
 }
 
 // fingerprint tells trees apart, within one run.

@@ -1,6 +1,7 @@
 package generate
 
 import (
+	cleanpath "path"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -36,7 +37,7 @@ type injection struct {
 // nothing else runs. The mesh proxy is next, so that the pod's own init containers are inside the mesh.
 func (in injection) sidecars() list {
 	switch {
-	case in.role == initdata.Coordinator || in.skip:
+	case in.role == initdata.Coordinator || in.skip || in.placement == initdata.Guest:
 		return nil
 	case in.mesh == nil:
 		return list{in.initializer()}
@@ -123,7 +124,9 @@ func (in injection) volumes() list {
 	switch {
 	case in.role == initdata.Coordinator || in.skip:
 		return nil
-	case in.mesh == nil:
+	case in.placement == initdata.Guest && in.mesh != nil && in.secretID == "":
+		return nil // what is in the mesh calls and is called in plaintext, inside the pod
+	case in.mesh == nil, in.placement == initdata.Guest:
 		return list{memoryVolume(volumeSecrets, "1Mi")}
 	}
 	return list{memoryVolume(volumeSecrets, "1Mi"), memoryVolume(volumeMeshproxy, "16Mi")}
@@ -189,7 +192,9 @@ func (s *splicer) inject(p pod, t *target) {
 			mounts := func() list { return list{mount(volumeSecrets, mountSecrets)} }
 			s.addItems(c, "volumeMounts", was.at(text(c, "name")+"/volumeMounts"), mounts, l)
 		}
-		s.addItems(p.spec, "initContainers", was.at("initContainers"), func() list { return t.sidecars() }, l)
+		if len(t.sidecars()) > 0 {
+			s.addItems(p.spec, "initContainers", was.at("initContainers"), func() list { return t.sidecars() }, l)
+		}
 		s.addItems(p.spec, "volumes", was.at("volumes"), func() list { return t.volumes() }, l)
 	}
 	annotations := func() mapping {
@@ -216,7 +221,7 @@ func (s *splicer) inject(p pod, t *target) {
 func (s *splicer) checkContainerName(container *yaml.Node, seen map[string]*yaml.Node) {
 	name := text(container, "name")
 	if first := seen[name]; first != nil && first != container {
-		s.failAt(container, "the container on line %d is named %q too; give each container a name of its own", first.Line, name)
+		s.failAt(codeTwice, container, "the container on line %d is named %q too; give each container a name of its own", first.Line, name)
 	}
 	seen[name] = container
 }
@@ -242,11 +247,11 @@ func (s *splicer) checkMounts(container *yaml.Node) {
 	}
 	for _, m := range mounts.Content {
 		path := get(m, "mountPath")
-		if path == nil || path.Kind != yaml.ScalarNode {
+		if path == nil || path.Kind != yaml.ScalarNode || path.Value == "" {
 			continue
 		}
-		if clean := strings.TrimRight(path.Value, "/"); clean == mountSecrets || strings.HasPrefix(clean, mountSecrets+"/") {
-			s.failAt(path, "mountPath %s is where the mesh credentials are mounted; choose another", path.Value)
+		if clean := cleanpath.Clean("/" + path.Value); clean == "/" || clean == mountSecrets || strings.HasPrefix(clean, mountSecrets+"/") {
+			s.failAt(codeMount, path, "mountPath %s is where the mesh credentials are mounted; choose another", path.Value)
 		}
 	}
 }
@@ -275,12 +280,12 @@ func (s *splicer) ourMount(n *yaml.Node) bool {
 	}
 	for _, key := range []string{"subPath", "subPathExpr"} {
 		if v := get(n, key); v != nil {
-			s.failAt(v, "%s of %s never sees a renewed certificate; every container has the whole volume at %s",
+			s.failAt(codeMount, v, "%s of %s never sees a renewed certificate; every container has the whole volume at %s",
 				key, volumeSecrets, mountSecrets)
 		}
 	}
 	if text(n, "mountPath") != mountSecrets {
-		s.failAt(resolve(n), "%s is mounted at %s in every container by generate; remove this mount", volumeSecrets, mountSecrets)
+		s.failAt(codeMount, resolve(n), "%s is mounted at %s in every container by generate; remove this mount", volumeSecrets, mountSecrets)
 	}
 	return true
 }
@@ -292,7 +297,7 @@ func (s *splicer) ourVolume(n *yaml.Node) bool {
 		return false
 	}
 	if text(get(n, "emptyDir"), "medium") != "Memory" {
-		s.failAt(n, "volume %s is not as generate writes it, in memory; the name is generate's own: give yours another", name)
+		s.failAt(codeOurs, n, "volume %s is not as generate writes it, in memory; the name is generate's own: give yours another", name)
 	}
 	return true
 }
@@ -305,9 +310,9 @@ func (s *splicer) checkNames(p pod) {
 				before := len(s.faults)
 				switch name := text(m, "name"); {
 				case name == volumeMeshproxy:
-					s.failAt(m, "volume %s is the mesh proxy's own; give yours another name", name)
+					s.failAt(codeOurs, m, "volume %s is the mesh proxy's own; give yours another name", name)
 				case s.ourMount(m) && len(s.faults) == before:
-					s.failAt(m, "generate mounts %s in every container; remove this mount", name)
+					s.failAt(codeMount, m, "generate mounts %s in every container; remove this mount", name)
 				}
 			}
 		}
@@ -315,20 +320,20 @@ func (s *splicer) checkNames(p pod) {
 	if containers := get(p.spec, "containers"); containers != nil {
 		for _, c := range containers.Content {
 			if ourContainer(c) {
-				s.failAt(resolve(c), "container name %s is generate's own; give yours another", text(c, "name"))
+				s.failAt(codeOurs, resolve(c), "container name %s is generate's own; give yours another", text(c, "name"))
 			}
 		}
 	}
 	if volumes := get(p.spec, "volumes"); volumes != nil {
 		for _, v := range volumes.Content {
 			if name := text(v, "name"); name == volumeSecrets || name == volumeMeshproxy {
-				s.failAt(resolve(v), "volume name %s is generate's own; give yours another", name)
+				s.failAt(codeOurs, resolve(v), "volume name %s is generate's own; give yours another", name)
 			}
 		}
 	}
 	for _, name := range annotationsOurs {
 		if key, _ := p.ownAnnotation(name); key != nil {
-			s.failAt(key, "%s is here already and generate did not write it; remove it", name)
+			s.failAt(codeOurs, key, "%s is here already and generate did not write it; remove it", name)
 		}
 	}
 }

@@ -6,6 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/manifest"
@@ -29,12 +33,102 @@ func ReadManifest(text []byte) (*manifest.Manifest, error) {
 	return m, nil
 }
 
-// UpdateManifest replaces m's policies with those of pods. All else is a person's and stays.
-func UpdateManifest(m *manifest.Manifest, pods []Pod) {
-	m.Policies = make(map[attestation.PolicyHash]manifest.Policy, len(pods))
-	for _, p := range pods {
-		m.Policies[p.Hash] = p.Policy
+// UpdateManifest puts the policies of pods in the place of those that an earlier run wrote, which it knows by their pod's name or by
+// the hash that the pod had. A policy that names no pod is a person's and stays, and so does all else. Of a pod that is in
+// none of the files the policy goes, unless the files are partial: what is left in is still let into the mesh. The notes say what
+// went.
+func UpdateManifest(m *manifest.Manifest, pods []Pod, partial bool) (notes []string, err error) {
+	ours := make(map[manifest.PodName]*Pod, len(pods))
+	before := make(map[attestation.PolicyHash]*Pod, len(pods))
+	owner := make(map[pki.SAN]*Pod)
+	for i := range pods {
+		p := &pods[i]
+		if p.Policy.Pod != "" {
+			ours[p.Policy.Pod] = p
+		}
+		before[p.Hash] = p
+		if p.Before.Valid() {
+			before[p.Before] = p
+		}
+		for _, san := range p.Policy.SANs {
+			owner[san] = p
+		}
 	}
+	note := func(code Code, format string, args ...any) {
+		notes = append(notes, string(code)+": "+fmt.Sprintf(format, args...))
+	}
+	made := make(map[attestation.PolicyHash]manifest.Policy, len(pods))
+	for _, p := range pods {
+		made[p.Hash] = p.Policy
+	}
+	var faults Faults
+	for _, hash := range slices.SortedFunc(maps.Keys(m.Policies), func(a, b attestation.PolicyHash) int { return bytes.Compare(a[:], b[:]) }) {
+		old := m.Policies[hash]
+		now := before[hash]
+		if now == nil && old.Pod != "" {
+			now = ours[old.Pod]
+		}
+		switch {
+		case now != nil:
+			policy := made[now.Hash]
+			for _, san := range old.SANs {
+				switch {
+				case slices.Contains(policy.SANs, san):
+				case owner[san] != nil:
+					note(codeGone, "%s is an identity of %s now, and no longer of %s", san, owner[san].object(), now.object())
+				case now.clusterName(san):
+					note(codeGone, "%s is no longer an identity of %s: no Service gives it that name, and annotation %s would", san, now.object(),
+						annotationIdentities)
+				default:
+					policy.SANs = append(slices.Clone(policy.SANs), san)
+					owner[san] = now
+				}
+			}
+			made[now.Hash] = policy
+		case old.Pod != "" && !partial:
+			note(codeGone, "the policy %.12s of %s was removed from the manifest: that pod is in none of these files", hash, old.Pod)
+		default:
+			for _, san := range old.SANs {
+				if p := owner[san]; p != nil {
+					whose := "a policy that generate did not write"
+					if old.Pod != "" {
+						whose = "the policy of " + string(old.Pod)
+					}
+					faults = append(faults, &Fault{p.File, codeConflict, p.Line, 1, fmt.Sprintf("%s is an identity of %s, and the manifest has it in "+
+						"Policies[%q] too, %s: take the name or the policy out of the manifest", san, p.object(), hash, whose)})
+				}
+			}
+			made[hash] = old
+		}
+	}
+	if len(faults) > 0 {
+		return nil, faults
+	}
+	m.Policies = made
+	return notes, nil
+}
+
+// KnownIdentities are those of policies that UpdateManifest keeps beside those of the files' pods.
+func KnownIdentities(m *manifest.Manifest, partial bool) []pki.SAN {
+	var known []pki.SAN
+	for _, p := range m.Policies {
+		if p.Pod == "" || partial {
+			known = append(known, p.SANs...)
+		}
+	}
+	return known
+}
+
+func (p Pod) object() string { return p.Kind + " " + p.Namespace + "/" + p.Name }
+
+// clusterName says whether a name has one of the forms that generate gives to the pod itself. Any other was added by a person.
+func (p Pod) clusterName(san pki.SAN) bool {
+	name := san.String()
+	if ip := net.ParseIP(name); ip != nil || strings.ContainsAny(name, ":/*") {
+		return false
+	}
+	return !strings.Contains(name, ".") || strings.HasSuffix(name, "."+p.Namespace) || strings.HasSuffix(name, "."+p.Namespace+".svc") ||
+		strings.HasSuffix(name, ".svc.cluster.local")
 }
 
 // MergeReferenceValues adds the reference values in text, the JSON of a manifest's field of that name, that m lacks.

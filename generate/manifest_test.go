@@ -15,12 +15,12 @@ func TestManifestKeepsWhatAPersonWrote(t *testing.T) {
 	// Another validity, and a policy of pods that are gone.
 	edited := bytes.Replace(text, []byte(`  "WorkloadOwnerThreshold": 1`),
 		[]byte(`  "WorkloadOwnerThreshold": 1, "CertificateValidity": "24h"`), 1)
-	edited = bytes.Replace(edited, []byte(`"Policies": {`), []byte(`"Policies": {"`+strings.Repeat("ab", 32)+`": {"SANs": ["gone"]},`), 1)
+	edited = bytes.Replace(edited, []byte(`"Policies": {`), []byte(`"Policies": {"`+strings.Repeat("ab", 32)+`": {"SANs": ["gone"], "Pod": "Pod default/gone"},`), 1)
 	m, err := generate.ReadManifest(edited)
 	if err != nil {
 		t.Fatal(err)
 	}
-	generate.UpdateManifest(m, injectShop(t).Pods)
+	updateManifest(t, m, injectShop(t).Pods, false)
 	for range 2 { // what is there already is not added again
 		if err := generate.MergeReferenceValues(m, read(t, "testdata/reference-values.json")); err != nil {
 			t.Fatal(err)
@@ -96,9 +96,19 @@ func TestReferenceValuesAreReadStrictly(t *testing.T) {
 }
 
 func TestUpdateManifestReplacesPolicies(t *testing.T) {
-	m := &manifest.Manifest{Policies: map[attestation.PolicyHash]manifest.Policy{{1}: {}}}
-	generate.UpdateManifest(m, nil)
-	if len(m.Policies) != 0 {
-		t.Errorf("%v is left", m.Policies)
+	m := &manifest.Manifest{Policies: map[attestation.PolicyHash]manifest.Policy{{1}: {Pod: "Pod shop/gone"}}}
+	notes := updateManifest(t, m, nil, false)
+	if len(m.Policies) != 0 || len(notes) != 1 || !strings.HasPrefix(notes[0], "PC1506: the policy 010000000000 of Pod shop/gone was removed") {
+		t.Errorf("%v is left, %q", m.Policies, notes)
 	}
+}
+
+// updateManifest must find nothing in the way.
+func updateManifest(t testing.TB, m *manifest.Manifest, pods []generate.Pod, partial bool) []string {
+	t.Helper()
+	notes, err := generate.UpdateManifest(m, pods, partial)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return notes
 }

@@ -15,6 +15,8 @@ type object struct {
 	namespace, name string
 	// inList says that the object shares its document with others.
 	inList bool
+	// accepts is what the object's annotation accepts.
+	accepts *acceptance
 }
 
 // podPaths says where an object of each kind keeps its pod template: the keys on the way to the mapping that has the
@@ -102,10 +104,10 @@ func (o object) pod() (pod, bool) {
 }
 
 // annotationMaps are the places where a person may annotate: the object, its pod template, and what stands between.
-func (p pod) annotationMaps() []*yaml.Node {
+func (o object) annotationMaps() []*yaml.Node {
 	var maps []*yaml.Node
-	n := p.node
-	path := podPaths[p.kind]
+	n := o.node
+	path := podPaths[o.kind]
 	for i := 0; ; i++ {
 		if annotations := get(get(n, "metadata"), "annotations"); annotations != nil && annotations.Kind == yaml.MappingNode {
 			maps = append(maps, annotations)

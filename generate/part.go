@@ -18,7 +18,8 @@ type part struct {
 	services []service
 	targets  []*target
 	faults   Faults
-	warnings []string
+	warnings []*Fault
+	accepted []*acceptance
 	edits    []edit
 	// print is of the tree without all that is injected.
 	print fingerprint
@@ -92,6 +93,7 @@ func (g *generator) readParts(files []File, read func(*source) *part) {
 		g.targets = append(g.targets, p.targets...)
 		g.fail(p.faults...)
 		g.warnings = append(g.warnings, p.warnings...)
+		g.accepted = append(g.accepted, p.accepted...)
 	}
 }
 

@@ -25,13 +25,13 @@ func (g *generator) pin(ctx context.Context) error {
 			continue
 		}
 		if at >= 0 {
-			return Faults{t.src.faultAt(t.node, "%v is a Coordinator, and so is %v at %s: pods are pinned to one",
+			return Faults{t.src.faultAt(codePin, t.node, "%v is a Coordinator, and so is %v at %s: pods are pinned to one",
 				t.object, g.targets[at].object, g.targets[at].place())}
 		}
 		at = i
 	}
 	if at < 0 {
-		return Faults{errors.New("pods are to be pinned to their Coordinator, and no pod in these files is one: " +
+		return Faults{errors.New(string(codePin) + ": pods are to be pinned to their Coordinator, and no pod in these files is one: " +
 			"give its YAML too, annotated " + annotationRole + ": " + string(initdata.Coordinator))}
 	}
 	coordinator := g.targets[at]
@@ -62,6 +62,13 @@ func (g *generator) pin(ctx context.Context) error {
 
 // pinned says whether an earlier run pinned the pod.
 func (p pod) pinned() bool {
+	if _, value := p.ownAnnotation(initdata.Annotation); value != nil { // with placement guest
+		if document, err := initdata.Decode(value.Value); err == nil {
+			if data, err := initdata.Parse(document); err == nil && data[initdata.KeyPin] != "" {
+				return true
+			}
+		}
+	}
 	return slices.ContainsFunc(p.containers(), func(c *yaml.Node) bool {
 		args := get(c, "args")
 		return ourContainer(c) && args != nil && slices.ContainsFunc(args.Content, func(arg *yaml.Node) bool {

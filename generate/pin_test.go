@@ -113,7 +113,7 @@ func TestPinningAgainGivesTheSameBytes(t *testing.T) {
 	if diff := cmp.Diff(string(plain.Files[0].Text), string(unpinned.Files[0].Text)); diff != "" {
 		t.Errorf("without the pin the file is not as if it had never been there:\n%s", diff)
 	}
-	if warnings := strings.Join(unpinned.Warnings, "\n"); !strings.Contains(warnings, "was pinned to its Coordinator and is no longer") {
+	if warnings := strings.Join(unpinned.Warnings, "\n"); !strings.Contains(warnings, "PC1503: Deployment default/web was pinned to its Coordinator and is no longer") {
 		t.Errorf("nobody says that the pin is gone: %q", warnings)
 	}
 }
@@ -126,7 +126,7 @@ spec: {runtimeClassName: kata-cc, containers: [{name: c}]}
 	workload := strings.NewReplacer("%", "web", ", annotations: {contrast.edgeless.systems/pod-role: coordinator}", "").Replace(pod)
 	for name, tc := range map[string]struct{ text, fault string }{
 		"no Coordinator":   {workload, "no pod in these files is one"},
-		"two Coordinators": {strings.ReplaceAll(pod, "%", "a") + "---\n" + strings.ReplaceAll(pod, "%", "b"), "pods are pinned to one"},
+		"two Coordinators": {strings.ReplaceAll(pod, "%", "a") + "---\n" + strings.ReplaceAll(pod, "%", "b"), "PC1502: Pod default/b is a Coordinator, and so is Pod default/a"},
 	} {
 		_, err := generate.Inject(t.Context(), []generate.File{{Name: "f.yaml", Text: []byte(tc.text)}}, pinnedOptions(t))
 		if err == nil || !strings.Contains(err.Error(), tc.fault) {

@@ -78,7 +78,7 @@ func (g *generator) readProbes(p pod, s *settings) {
 		Probes: s.mesh.Probes,
 	}.Parse()
 	if err != nil {
-		g.fail(p.configFaults(s.probes[0].node, err)...)
+		g.fail(p.configFaults(codeProbe, s.probes[0].node, err)...)
 		return
 	}
 	s.parsed = parsed
@@ -97,7 +97,7 @@ func (g *generator) readProbe(p pod, s *settings, container *yaml.Node, key stri
 	what := config.Probe{Container: text(container, "name"), Kind: kind}
 	place := fmt.Sprintf("%s of container %s of %v", key, what.Container, p)
 	if host := text(handler, "host"); host != "" {
-		g.warn(p.src, handler, "%s asks the host %s and not the pod, so it stays as it is; without a host it is led to the mesh proxy",
+		g.warn(codeProbeHost, p.object, handler, "%s asks the host %s and not the pod, so it stays as it is; without a host it is led to the mesh proxy",
 			place, host)
 		return
 	}
@@ -107,7 +107,7 @@ func (g *generator) readProbe(p pod, s *settings, container *yaml.Node, key stri
 		return
 	}
 	if s.parsed.Mode == config.Closed {
-		g.fail(p.src.faultAt(handler, "%s cannot get in: ingress CLOSED lets nothing in; use exec, or ingress \"\", by which every "+
+		g.fail(p.src.faultAt(codeProbeClosed, handler, "%s cannot get in: ingress CLOSED lets nothing in; use exec, or ingress \"\", by which every "+
 			"port asks for a certificate", place))
 		return
 	}
@@ -116,23 +116,23 @@ func (g *generator) readProbe(p pod, s *settings, container *yaml.Node, key stri
 	_, itself := own(container, key)
 	switch {
 	case itself != probe:
-		f.fail(container, "%s comes from an alias or a merge key (line %d), and generate must change it; write it out here", place, probe.Line)
+		f.failAs(codeStyle, container, "%s comes from an alias or a merge key (line %d), and generate must change it; write it out here", place, probe.Line)
 	case r.handler != handler:
-		f.fail(probe, "%s of %s comes from an alias or a merge key (line %d), and generate must change it; write it out here",
+		f.failAs(codeStyle, probe, "%s of %s comes from an alias or a merge key (line %d), and generate must change it; write it out here",
 			name, place, handler.Line)
 	case linked(r.key) || linked(handler):
-		f.fail(handler, "%s of %s has an anchor or an alias, and generate must replace it; write it out", name, place)
+		f.failAs(codeStyle, handler, "%s of %s has an anchor or an alias, and generate must replace it; write it out", name, place)
 	}
 	checkFields(f, handler, handlerFields[name], name)
 	readHandler(f, name, handler, &what)
 	what.Timeout = timeoutOf(f, probe)
 	if len(f.faults) == 0 {
 		_, err := config.Values{Probes: what.String()}.Parse()
-		g.fail(p.configFaults(handler, err)...)
+		g.fail(p.configFaults(codeProbe, handler, err)...)
 	}
 	g.fail(f.faults...)
 	if what.Check == config.CheckHTTPS && ports(s.parsed)[what.Port] == config.ServerTLS {
-		g.warn(p.src, handler, "%s asks for HTTPS on port %d, whose TLS the mesh proxy terminates, and the proxy will ask the "+
+		g.warn(codeProbeHTTPS, p.object, handler, "%s asks for HTTPS on port %d, whose TLS the mesh proxy terminates, and the proxy will ask the "+
 			"application itself: write scheme HTTP unless the application speaks TLS too", place, what.Port)
 	}
 	r.probe = what
@@ -146,12 +146,12 @@ func handlerOf(s *source, probe *yaml.Node) (name string, handler *yaml.Node, er
 			continue
 		}
 		if name != "" {
-			return "", nil, s.faultAt(p.key, "a probe with %s and %s; Kubernetes allows one", name, p.key.Value)
+			return "", nil, s.faultAt(codeProbe, p.key, "a probe with %s and %s; Kubernetes allows one", name, p.key.Value)
 		}
 		name, handler = p.key.Value, p.value
 	}
 	if name != "" && handler.Kind != yaml.MappingNode {
-		return "", nil, s.faultAt(handler, "%s is not a mapping; write its fields, as in %s: {port: 8080}", name, name)
+		return "", nil, s.faultAt(codeProbe, handler, "%s is not a mapping; write its fields, as in %s: {port: 8080}", name, name)
 	}
 	return name, handler, nil
 }
@@ -276,7 +276,7 @@ func (g *generator) checkHooks(p pod, s *settings, container *yaml.Node) {
 			// A port that cannot be read is Kubernetes' to complain of.
 			port := portOf(&faultsAt{src: p.src}, handler, container)
 			if port != 0 && !plaintext(s.parsed, port) {
-				g.warn(p.src, handler, "%s of container %s of %v is a request of kubelet's to port %d, which TLS keeps out: use exec",
+				g.warn(codeHook, p.object, handler, "%s of container %s of %v is a request of kubelet's to port %d, which TLS keeps out: use exec",
 					key, text(container, "name"), p, port)
 			}
 		}
@@ -301,14 +301,18 @@ func linked(n *yaml.Node) bool {
 	return n.Kind == yaml.AliasNode || n.Anchor != "" || slices.ContainsFunc(n.Content, linked)
 }
 
-// faultsAt collects faults of one file.
+// faultsAt collects faults of one file's probes.
 type faultsAt struct {
 	src    *source
 	faults []error
 }
 
 func (f *faultsAt) fail(n *yaml.Node, format string, args ...any) {
-	f.faults = append(f.faults, f.src.faultAt(n, format, args...))
+	f.failAs(codeProbe, n, format, args...)
+}
+
+func (f *faultsAt) failAs(code Code, n *yaml.Node, format string, args ...any) {
+	f.faults = append(f.faults, f.src.faultAt(code, n, format, args...))
 }
 
 // rewriteProbes leads probes to the mesh proxy, and returns what stood there, for the annotation.
@@ -318,7 +322,7 @@ func (s *splicer) rewriteProbes(rewrites []rewrite) string {
 		from := s.offset(r.key)
 		to, ok := s.end(r.handler)
 		if !ok {
-			s.failAt(r.handler, "cannot tell where this ends; write it in another style")
+			s.failAt(codeStyle, r.handler, "cannot tell where this ends; write it in another style")
 			continue
 		}
 		s.touched[r.node] = true
@@ -396,18 +400,18 @@ func (s *splicer) restoreProbes(p pod) {
 			original, ok := originals[strings.TrimPrefix(text(handler, "path"), probePathPrefix)]
 			switch {
 			case len(handler.Content) != 4:
-				s.failAt(handler, "generate wrote this handler, and it has more fields now: write the handler that the application "+
+				s.failAt(codeEdited, handler, "generate wrote this handler, and it has more fields now: write the handler that the application "+
 					"is to be asked with, without the proxy's path and port")
 				continue
 			case !ok:
-				s.failAt(handler, "port %d is the mesh proxy's, and annotation %s has no original of this probe: write the handler that "+
+				s.failAt(codeEdited, handler, "port %d is the mesh proxy's, and annotation %s has no original of this probe: write the handler that "+
 					"the application is to be asked with", config.ProbePort, annotationProbes)
 				continue
 			}
 			r := rewrite{node: probe, key: key, handler: handler}
 			end, ok := s.end(handler)
 			if !ok {
-				s.failAt(handler, "cannot tell where this ends; write the original handler here")
+				s.failAt(codeEdited, handler, "cannot tell where this ends; write the original handler here")
 				continue
 			}
 			original = shift(original, r.indent())
@@ -429,12 +433,12 @@ func (s *splicer) originalProbes(p pod) map[string]string {
 	}
 	var originals map[string]string
 	if value.Kind != yaml.ScalarNode || json.Unmarshal([]byte(value.Value), &originals) != nil {
-		s.failAt(value, "annotation %s is not as generate writes it: write the probes' original handlers, and remove it", annotationProbes)
+		s.failAt(codeEdited, value, "annotation %s is not as generate writes it: write the probes' original handlers, and remove it", annotationProbes)
 		return nil
 	}
 	for _, id := range slices.Sorted(maps.Keys(originals)) {
 		if original := originals[id]; !oneHandler(original) && !oneHandler("{"+original+"}") {
-			s.failAt(value, "annotation %s: what it has for %s is no probe's handler; write the probes' original handlers, and remove it", annotationProbes, id)
+			s.failAt(codeEdited, value, "annotation %s: what it has for %s is no probe's handler; write the probes' original handlers, and remove it", annotationProbes, id)
 			delete(originals, id)
 		}
 	}

@@ -66,7 +66,7 @@ func (s *splicer) readOriginals(p pod) originals {
 		bad = bad || text != emptyMapping && text != emptyList && !slices.Contains(nulls, text)
 	}
 	if bad {
-		s.failAt(value, "annotation %s is not as generate writes it; remove it, and what generate added to the values that were empty",
+		s.failAt(codeEdited, value, "annotation %s is not as generate writes it; remove it, and what generate added to the values that were empty",
 			annotationEmpty)
 		return nil
 	}
@@ -126,7 +126,7 @@ func (g *generator) strip(s *source, pods []pod) (*source, error) {
 	}
 	after, err := parse(s.name, text, s.before)
 	if err != nil {
-		return nil, s.faultAt(pods[0].node, "without what generate added to %v the file would not be valid YAML (%v); was it edited by hand? "+
+		return nil, s.faultAt(codeEdited, pods[0].node, "without what generate added to %v the file would not be valid YAML (%v); was it edited by hand? "+
 			"Write the pod template in plain block style, or take out by hand what generate added", pods[0], err)
 	}
 	probes := make([]map[string]string, len(pods))
@@ -135,7 +135,7 @@ func (g *generator) strip(s *source, pods []pod) (*source, error) {
 	}
 	was := s.printWithout(pods, probes, true)
 	if is := after.printWithout(g.samePods(s, pods, after), probes, false); is != was {
-		return nil, s.faultAt(pods[0].node, "what generate added to %v was moved, and cannot be taken out again without changing more; "+
+		return nil, s.faultAt(codeEdited, pods[0].node, "what generate added to %v was moved, and cannot be taken out again without changing more; "+
 			"take it out by hand", pods[0])
 	}
 	return after, nil
@@ -205,7 +205,7 @@ func (s *splicer) stripAnnotations(p pod, was originals, made []string) {
 		case !slices.Contains(annotationsOurs, name.Value):
 			continue
 		case name.Value == initdata.Annotation && !slices.Contains(made, value.Value) && !ourInitdata(value):
-			s.failAt(name, "%s is here already and generate did not write it; remove it", name.Value)
+			s.failAt(codeOurs, name, "%s is here already and generate did not write it; remove it", name.Value)
 			return
 		}
 		gone = append(gone, i)
@@ -277,7 +277,7 @@ func (s *splicer) restoreNull(n *yaml.Node, null string) {
 	from := s.offset(n)
 	to, ok := s.end(n)
 	if !ok {
-		s.failAt(n, "cannot tell where this ends; replace it by hand with what it was, %q", null)
+		s.failAt(codeEdited, n, "cannot tell where this ends; replace it by hand with what it was, %q", null)
 		return
 	}
 	if null == "" && from > 0 && s.text[from-1] == ' ' { // which fillNull put there
@@ -297,7 +297,7 @@ func (s *splicer) removeLines(first, in, last *yaml.Node) {
 	}
 	end, ok := s.end(last)
 	if lead != "" || !ok {
-		s.failAt(first, "generate injected this once, but it was moved since and cannot be replaced; remove it by hand")
+		s.failAt(codeEdited, first, "generate injected this once, but it was moved since and cannot be replaced; remove it by hand")
 		return
 	}
 	end = s.nextLine(end)
@@ -350,7 +350,7 @@ func (s *splicer) removeRun(n *yaml.Node, first, next int) {
 		from, ok = s.end(n.Content[first-1])
 	}
 	if !ok {
-		s.failAt(n.Content[first], "cannot tell where this ends; remove it by hand")
+		s.failAt(codeEdited, n.Content[first], "cannot tell where this ends; remove it by hand")
 		return
 	}
 	s.cut(from, to)

@@ -123,7 +123,7 @@ func TestRemoveRefuses(t *testing.T) {
 		t.Fatalf("no %s in\n%s", empty, injected)
 	}
 	for _, c := range []struct{ name, old, new, want string }{
-		{"broken YAML", "kind: Pod", "kind: Pod: x", "f.yaml:1:1: not valid YAML: "},
+		{"broken YAML", "kind: Pod", "kind: Pod: x", "f.yaml:1:1: PC1001: not valid YAML: "},
 		{"a record that says too much", `{"volumes":""}`, `{"volumes":"[{name: x}]"}`, "annotation " + empty + " is not as generate writes it; remove it"},
 		{"a record that is none", `'{"volumes":""}'`, `"x"`, "annotation " + empty + " is not as generate writes it; remove it"},
 		{
@@ -156,64 +156,64 @@ func TestNamesOfOursAreRefused(t *testing.T) {
 	for _, c := range []struct{ name, old, new, want string }{
 		{
 			"volume", "spec:\n", "spec:\n  volumes:\n    - name: contrast-secrets\n      emptyDir: {medium: Memory}\n",
-			"f.yaml:8:7: volume name contrast-secrets is generate's own; give yours another",
+			"f.yaml:8:7: PC1004: volume name contrast-secrets is generate's own; give yours another",
 		},
 		{
 			"volume of the mesh proxy", "spec:\n", "spec:\n  volumes: [{name: contrast-service-mesh, configMap: {name: x}}]\n",
-			"f.yaml:7:13: volume name contrast-service-mesh is generate's own; give yours another",
+			"f.yaml:7:13: PC1004: volume name contrast-service-mesh is generate's own; give yours another",
 		},
 		{
 			"container", "    - name: a\n", "    - name: contrast-initializer\n      image: x\n    - name: a\n",
-			"f.yaml:9:7: container name contrast-initializer is generate's own; give yours another",
+			"f.yaml:9:7: PC1004: container name contrast-initializer is generate's own; give yours another",
 		},
 		{
 			"mount", "      image: a\n", "      image: a\n      volumeMounts:\n        - name: contrast-secrets\n          mountPath: /contrast\n",
-			"f.yaml:12:11: generate mounts contrast-secrets in every container; remove this mount",
+			"f.yaml:12:11: PC1305: generate mounts contrast-secrets in every container; remove this mount",
 		},
 		{
 			"mount elsewhere", "      image: a\n", "      image: a\n      volumeMounts:\n        - name: contrast-secrets\n          mountPath: /x\n",
-			"f.yaml:12:11: contrast-secrets is mounted at /contrast in every container by generate; remove this mount",
+			"f.yaml:12:11: PC1305: contrast-secrets is mounted at /contrast in every container by generate; remove this mount",
 		},
 		{
 			"mount of the mesh proxy's volume", "      image: a\n",
 			"      image: a\n      volumeMounts:\n        - name: contrast-service-mesh\n          mountPath: /x\n",
-			"f.yaml:12:11: volume contrast-service-mesh is the mesh proxy's own; give yours another name",
+			"f.yaml:12:11: PC1004: volume contrast-service-mesh is the mesh proxy's own; give yours another name",
 		},
 		{
 			"record", "  annotations:\n", "  annotations:\n    portcullis.dev/original-empty-values: '{}'\n",
-			"f.yaml:5:5: portcullis.dev/original-empty-values is here already and generate did not write it; remove it",
+			"f.yaml:5:5: PC1004: portcullis.dev/original-empty-values is here already and generate did not write it; remove it",
 		},
 		{
 			"one name for two containers", "    - name: a\n", "    - name: a\n      image: x\n    - name: a\n",
-			`f.yaml:11:7: the container on line 9 is named "a" too; give each container a name of its own`,
+			`f.yaml:11:7: PC1005: the container on line 9 is named "a" too; give each container a name of its own`,
 		},
 		{
 			"value without a colon", "  runtimeClassName: kata-cc\n", "  runtimeClassName: kata-cc\n  ? volumes\n",
-			"f.yaml:8:5: volumes has no value here; write a colon behind it, or take it away",
+			"f.yaml:8:5: PC1002: volumes has no value here; write a colon behind it, or take it away",
 		},
 		{
 			"key behind a question mark", "spec:\n", "spec:\n  ? hostname\n  : x\n",
-			"f.yaml:7:5: this key does not begin its line; write it without a question mark, so that generate can add ",
+			"f.yaml:7:5: PC1002: this key does not begin its line; write it without a question mark, so that generate can add ",
 		},
 		{
 			"empty value with an anchor", "spec:\n", "spec:\n  volumes: &v\n",
-			"f.yaml:7:12: an empty value with an anchor or a tag: generate cannot add to it; take the empty entry away",
+			"f.yaml:7:12: PC1002: an empty value with an anchor or a tag: generate cannot add to it; take the empty entry away",
 		},
 		{
-			"merge of nothing", "spec:\n", "spec:\n  <<: x\n", "f.yaml:7:3: << merges mappings, and its value is none; give an alias of one",
+			"merge of nothing", "spec:\n", "spec:\n  <<: x\n", "f.yaml:7:3: PC1001: << merges mappings, and its value is none; give an alias of one",
 		},
 		{
-			"second byte order mark", "kind: Pod\n", "\ufeff\ufeffkind: Pod\n", "f.yaml:1:1: a byte order mark in the middle of the file",
+			"second byte order mark", "kind: Pod\n", "\ufeff\ufeffkind: Pod\n", "f.yaml:1:1: PC1001: a byte order mark in the middle of the file",
 		},
 		{
-			"byte order mark in the middle", "spec:\n", "---\n\ufeffspec:\n", "f.yaml:7:1: a byte order mark in the middle of the file",
+			"byte order mark in the middle", "spec:\n", "---\n\ufeffspec:\n", "f.yaml:7:1: PC1001: a byte order mark in the middle of the file",
 		},
 		{
-			"tag that lies", "image: a\n", "image: a\n      tty: !!bool x\n", `f.yaml:11:12: "x" is no !!bool; take the tag away`,
+			"tag that lies", "image: a\n", "image: a\n      tty: !!bool x\n", `f.yaml:11:12: PC1001: "x" is no !!bool; take the tag away`,
 		},
 		{
 			"alias of what it stands in", "image: a\n", "image: a\n      env: &e [*e]\n",
-			"f.yaml:11:16: alias *e repeats what it stands in, without end; take it away",
+			"f.yaml:11:16: PC1001: alias *e repeats what it stands in, without end; take it away",
 		},
 		{
 			"text that would get a line break", "      image: a\n", "      image: a\n      args:\n        - |\n          text",
@@ -280,8 +280,8 @@ func TestLargeFiles(t *testing.T) {
 func TestPlacesInLaterDocuments(t *testing.T) {
 	const first = "# a header\n---\nkind: ConfigMap\n---\r\n# CRLF\r\n---\n"
 	for _, c := range []struct{ text, want string }{
-		{"a: b: c\n", "f.yaml:7:1: not valid YAML: mapping values are not allowed"},
-		{"a: 1\na: 2\n", `f.yaml:8:1: duplicate key "a", the first is on line 7`},
+		{"a: b: c\n", "f.yaml:7:1: PC1001: not valid YAML: mapping values are not allowed"},
+		{"a: 1\na: 2\n", `f.yaml:8:1: PC1001: duplicate key "a", the first is on line 7`},
 		{strings.Replace(removable, `""`, "web", 1), "f.yaml:11:52: "},
 		{"a: [\n---\nkind: Pod\n", "f.yaml:"},
 	} {

@@ -12,6 +12,7 @@ import (
 	"portcullis.dev/portcullis/guest/initdata"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/meshproxy/config"
+	"portcullis.dev/portcullis/pki"
 )
 
 // The annotations.
@@ -25,6 +26,8 @@ const (
 	annotationSkip      = annotationPrefix + "skip-initializer"
 	annotationSecretID  = annotationPrefix + "workload-secret-id"
 	annotationRole      = annotationPrefix + "pod-role"
+
+	annotationIdentities = "portcullis.dev/identities"
 )
 
 var annotationNames = append(slices.Clone(annotationsMesh), annotationAccessLog, annotationSkip, annotationSecretID, annotationRole)
@@ -37,7 +40,8 @@ var RuntimeClasses = []string{"contrast-cc", "kata-qemu-snp", "kata-qemu-tdx", "
 
 // settings are what a pod's annotations ask for.
 type settings struct {
-	role initdata.Role
+	role      initdata.Role
+	placement initdata.Placement
 	// skip leaves the Initializer out: the pod gets initdata and a policy, and the gate stays down.
 	skip     bool
 	secretID manifest.SecretID
@@ -45,6 +49,9 @@ type settings struct {
 	mesh *initdata.MeshConfig
 	// parsed is mesh as the mesh proxy will understand it.
 	parsed *config.Config
+	// identities are what the annotation adds to those that generate finds.
+	identities   []pki.SAN
+	identitiesAt *yaml.Node
 	// probes are those that are led to the mesh proxy.
 	probes []rewrite
 	// at has the value of each annotation that there is.
@@ -64,33 +71,76 @@ func (p pod) annotations() (map[string]*yaml.Node, []error) {
 			first, seen := found[name]
 			switch {
 			case a.value.Kind != yaml.ScalarNode || a.value.Tag != "!!str":
-				faults = append(faults, p.src.faultAt(a.value, "annotation %s must be a string; put it in quotes", name))
+				faults = append(faults, p.src.faultAt(codeNotString, a.value, "annotation %s must be a string; put it in quotes", name))
 			case seen && first.Value != a.value.Value:
-				faults = append(faults, p.src.faultAt(a.value, "annotation %s is %q here and %q on line %d; keep one",
+				faults = append(faults, p.src.faultAt(codeTwoValues, a.value, "annotation %s is %q here and %q on line %d; keep one",
 					name, a.value.Value, first.Value, first.Line))
 			case !seen:
 				found[name] = a.value
 			}
-			if !slices.Contains(annotationNames, name) && strings.HasPrefix(name, annotationPrefix+"servicemesh") {
-				faults = append(faults, p.src.faultAt(a.key, "unknown annotation %s; known are %s", name,
-					strings.Join(append(slices.Clone(annotationsMesh), annotationAccessLog), ", ")))
+			if !slices.Contains(annotationNames, name) {
+				faults = append(faults, p.src.unknownAnnotation(a.key))
 			}
 		}
 	}
 	return found, faults
 }
 
+// notOffered are annotations that Contrast publishes and Portcullis does not have, with what to do instead. Whoever wrote one
+// relies on it.
+var notOffered = map[string]string{
+	annotationPrefix + "secure-pv": "encrypted volumes are not offered, and without them the pod would write plaintext to a disk of the host's: " +
+		"let the workload encrypt what it stores under a key derived from its workload secret (" + annotationSecretID + "), and remove it",
+	annotationPrefix + "image-store-size": "there is no store of images on a disk, they are unpacked into the podVM's memory: " +
+		"give the containers memory limits with room for them, and remove it",
+}
+
+// unknownAnnotation is the fault of an annotation under our prefix that does nothing.
+func (s *source) unknownAnnotation(key *yaml.Node) error {
+	if instead, published := notOffered[key.Value]; published {
+		return s.faultAt(codeNotOffered, key, "annotation %s: %s", key.Value, instead)
+	}
+	return s.faultAt(codeUnknown, key, "unknown annotation %s; known are %s", key.Value, strings.Join(annotationNames, ", "))
+}
+
+// readIdentities reads the names that a person adds to those that generate finds.
+func (p pod) readIdentities() (ids []pki.SAN, at *yaml.Node, faults []error) {
+	for _, annotations := range p.annotationMaps() {
+		v := get(annotations, annotationIdentities)
+		if v == nil {
+			continue
+		}
+		at = &yaml.Node{Line: v.Line, Column: v.Column}
+		if v.Kind != yaml.ScalarNode || v.Tag != "!!str" {
+			faults = append(faults, p.src.faultAt(codeNotString, v, "annotation %s must be a string; put it in quotes", annotationIdentities))
+			continue
+		}
+		for name := range strings.SplitSeq(v.Value, ",") {
+			san, err := pki.ParseSAN(strings.TrimSpace(name))
+			if err != nil {
+				faults = append(faults, p.src.faultAt(codeValue, v, "annotation %s: %v", annotationIdentities, err))
+			} else if !slices.Contains(ids, san) {
+				ids = append(ids, san)
+			}
+		}
+	}
+	return ids, at, faults
+}
+
 // readSettings reads a confidential pod's annotations and reports every fault.
-func (p pod) readSettings() (settings, []error) {
+func (p pod) readSettings(placement initdata.Placement) (settings, []error) {
 	at, faults := p.annotations()
-	s := settings{role: initdata.Workload, at: at}
-	fault := func(name, format string, args ...any) {
-		faults = append(faults, p.src.faultAt(at[name], format, args...))
+	s := settings{role: initdata.Workload, at: at, placement: cmp.Or(placement, initdata.Sidecar)}
+	var idFaults []error
+	s.identities, s.identitiesAt, idFaults = p.readIdentities()
+	faults = append(faults, idFaults...)
+	fault := func(code Code, name, format string, args ...any) {
+		faults = append(faults, p.src.faultAt(code, at[name], format, args...))
 	}
 	isTrue := func(name string) bool {
 		v := at[name]
 		if v != nil && v.Value != "true" && v.Value != "false" {
-			fault(name, "annotation %s is %q, want \"true\" or \"false\"", name, v.Value)
+			fault(codeValue, name, "annotation %s is %q, want \"true\" or \"false\"", name, v.Value)
 		}
 		return v != nil && v.Value == "true"
 	}
@@ -99,12 +149,19 @@ func (p pod) readSettings() (settings, []error) {
 	if v := at[annotationRole]; v != nil {
 		s.role = initdata.Role(v.Value)
 		if s.role != initdata.Coordinator {
-			fault(annotationRole, "annotation %s is %q, want %q", annotationRole, v.Value, initdata.Coordinator)
+			fault(codeValue, annotationRole, "annotation %s is %q, want %q", annotationRole, v.Value, initdata.Coordinator)
 		}
 	}
 	if v := at[annotationSecretID]; v != nil {
 		if err := s.secretID.UnmarshalText([]byte(v.Value)); err != nil {
-			fault(annotationSecretID, "annotation %s: %v", annotationSecretID, err)
+			fault(codeValue, annotationSecretID, "annotation %s: %v", annotationSecretID, err)
+		}
+	}
+	if s.role == initdata.Coordinator {
+		s.placement = initdata.Sidecar // it is a container, and raises its own guard
+		if s.identitiesAt != nil {
+			faults = append(faults, p.src.faultAt(codeContradiction, s.identitiesAt, "annotation %s: a Coordinator has no identity in the mesh",
+				annotationIdentities))
 		}
 	}
 	meshFaults := p.readMesh(&s)
@@ -112,7 +169,7 @@ func (p pod) readSettings() (settings, []error) {
 	switch {
 	case !accessLog || len(meshFaults) > 0:
 	case s.mesh == nil:
-		fault(annotationAccessLog, "annotation %s: a pod without a mesh has no connections that anything could log; "+
+		fault(codeContradiction, annotationAccessLog, "annotation %s: a pod without a mesh has no connections that anything could log; "+
 			"add %s, which may be empty", annotationAccessLog, annotationIngress)
 	default:
 		s.mesh.AccessLog = "true"
@@ -123,7 +180,7 @@ func (p pod) readSettings() (settings, []error) {
 		if s.role == initdata.Coordinator {
 			reason = "a Coordinator answers on its own port and has no mesh proxy"
 		}
-		fault(annotationNames[name], "annotation %s: %s", annotationNames[name], reason)
+		fault(codeContradiction, annotationNames[name], "annotation %s: %s", annotationNames[name], reason)
 	}
 	slices.SortStableFunc(faults, byPlace)
 	return s, faults
@@ -164,13 +221,13 @@ func (p pod) readMesh(s *settings) []error {
 		var alone [4]string
 		alone[i] = v.Value
 		_, err := config.Parse(alone[0], alone[1], alone[2], alone[3])
-		faults = append(faults, p.configFaults(v, err)...)
+		faults = append(faults, p.configFaults(codeMesh, v, err)...)
 		switch {
 		case v.Value != "":
 		case name == annotationAdminPort:
-			faults = append(faults, p.src.faultAt(v, "annotation %s is empty; leave it out for no admin port", name))
+			faults = append(faults, p.src.faultAt(codeMesh, v, "annotation %s is empty; leave it out for no admin port", name))
 		case name == annotationPolicy:
-			faults = append(faults, p.src.faultAt(v, "annotation %s is empty; leave it out, or want closed", name))
+			faults = append(faults, p.src.faultAt(codeMesh, v, "annotation %s is empty; leave it out, or want closed", name))
 		}
 	}
 	if first == nil || len(faults) > 0 {
@@ -178,20 +235,20 @@ func (p pod) readMesh(s *settings) []error {
 	}
 	parsed, err := config.Parse(mesh.Ingress, mesh.Egress, mesh.AdminPort, mesh.EgressPolicy)
 	s.mesh, s.parsed = &mesh, parsed
-	return p.configFaults(first, err)
+	return p.configFaults(codeMesh, first, err)
 }
 
-func (p pod) configFaults(at *yaml.Node, err error) []error {
+func (p pod) configFaults(code Code, at *yaml.Node, err error) []error {
 	if err == nil {
 		return nil
 	}
 	e, ok := errors.AsType[*config.Error](err)
 	if !ok {
-		return []error{p.src.faultAt(at, "%v", err)}
+		return []error{p.src.faultAt(code, at, "%v", err)}
 	}
 	faults := make([]error, len(e.Faults))
 	for i, f := range e.Faults {
-		faults[i] = p.src.faultAt(at, "%v", f)
+		faults[i] = p.src.faultAt(code, at, "%v", f)
 	}
 	return faults
 }
@@ -226,9 +283,12 @@ func (p pod) checkForeign(classes []string) []error {
 	if class == "" {
 		what = "it has no runtimeClassName"
 	}
-	for _, name := range annotationNames {
+	if _, at, _ := p.readIdentities(); at != nil {
+		found[annotationIdentities] = at
+	}
+	for _, name := range append(slices.Clone(annotationNames), annotationIdentities) {
 		if v := found[name]; v != nil && name != annotationSkip {
-			faults = append(faults, p.src.faultAt(v, "annotation %s on %v, which is not a confidential pod: %s, want one of %s "+
+			faults = append(faults, p.src.faultAt(codeForeign, v, "annotation %s on %v, which is not a confidential pod: %s, want one of %s "+
 				"(--runtime-class adds one)", name, p, what, strings.Join(classes, "*, ")+"*"))
 		}
 	}
@@ -242,8 +302,12 @@ func (o object) checkUnknownKind() []error {
 	walk = func(n *yaml.Node) {
 		if n.Kind == yaml.MappingNode {
 			for i := 0; i+1 < len(n.Content); i += 2 {
-				if name := n.Content[i].Value; slices.Contains(annotationNames, name) && name != annotationSkip {
-					faults = append(faults, o.src.faultAt(n.Content[i],
+				name := n.Content[i].Value
+				if instead := notOffered[name]; instead != "" {
+					faults = append(faults, o.src.unknownAnnotation(n.Content[i]))
+				}
+				if slices.Contains(annotationNames, name) && name != annotationSkip {
+					faults = append(faults, o.src.faultAt(codeForeign, n.Content[i],
 						"annotation %s on an object of kind %q, whose pods generate does not know", name, o.kind))
 				}
 			}

@@ -37,11 +37,11 @@ func parse(name string, text []byte, before int) (*source, error) {
 	s := &source{name: name, text: text, before: before}
 	for _, mark := range bom16 {
 		if bytes.HasPrefix(text, mark) {
-			return nil, s.fault(before+1, 1, "UTF-16 is not supported; save the file as UTF-8")
+			return nil, s.fault(codeYAML, before+1, 1, "UTF-16 is not supported; save the file as UTF-8")
 		}
 	}
 	if line := s.strayMark(); line > 0 {
-		return nil, s.fault(before+line, 1, "a byte order mark in the middle of the file, which readers of YAML understand differently; remove it")
+		return nil, s.fault(codeYAML, before+line, 1, "a byte order mark in the middle of the file, which readers of YAML understand differently; remove it")
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	for {
@@ -150,7 +150,7 @@ func breakLength(b []byte) int {
 // takes, merge keys that merge nothing, tags that lie, and aliases of what they stand in.
 func (s *source) check(n *yaml.Node, around map[*yaml.Node]bool, faults *[]error) {
 	fail := func(n *yaml.Node, format string, args ...any) {
-		*faults = append(*faults, s.faultAt(n, format, args...))
+		*faults = append(*faults, s.faultAt(codeYAML, n, format, args...))
 	}
 	switch n.Kind {
 	case yaml.MappingNode:
@@ -228,7 +228,7 @@ func (s *source) syntaxFault(err error) error {
 	if bytes.Contains(s.text, []byte("{{")) {
 		message += "; if this is a template, render it first"
 	}
-	return s.fault(s.before+line, column, "not valid YAML: %s", message)
+	return s.fault(codeYAML, s.before+line, column, "not valid YAML: %s", message)
 }
 
 // parserMessage tells the messages of the library's parser from those of its scanner.
@@ -468,22 +468,23 @@ func isFlow(n *yaml.Node) bool { return n.Style&yaml.FlowStyle != 0 || len(n.Con
 // A Fault is something wrong in a file, and where.
 type Fault struct {
 	File string
+	Code Code
 	// Line and Column count from 1; Column counts characters.
 	Line, Column int
 	Message      string
 }
 
 func (f *Fault) Error() string {
-	return fmt.Sprintf("%s:%d:%d: %s", f.File, f.Line, f.Column, f.Message)
+	return fmt.Sprintf("%s:%d:%d: %s: %s", f.File, f.Line, f.Column, f.Code, f.Message)
 }
 
 // ExitCode is 2: malformed input.
 func (f *Fault) ExitCode() int { return 2 }
 
-func (s *source) fault(line, column int, format string, args ...any) error {
-	return &Fault{File: s.name, Line: line, Column: column, Message: fmt.Sprintf(format, args...)}
+func (s *source) fault(code Code, line, column int, format string, args ...any) error {
+	return &Fault{Code: code, File: s.name, Line: line, Column: column, Message: fmt.Sprintf(format, args...)}
 }
 
-func (s *source) faultAt(n *yaml.Node, format string, args ...any) error {
-	return s.fault(n.Line, n.Column, format, args...)
+func (s *source) faultAt(code Code, n *yaml.Node, format string, args ...any) error {
+	return s.fault(code, n.Line, n.Column, format, args...)
 }

@@ -30,8 +30,8 @@ func newSplicer(s *source) *splicer {
 	return &splicer{source: s, touched: make(map[*yaml.Node]bool), gone: make(map[*yaml.Node][]int)}
 }
 
-func (s *splicer) failAt(n *yaml.Node, format string, args ...any) {
-	s.faults = append(s.faults, s.faultAt(n, format, args...))
+func (s *splicer) failAt(code Code, n *yaml.Node, format string, args ...any) {
+	s.faults = append(s.faults, s.faultAt(code, n, format, args...))
 }
 
 // apply returns text with edits made. Those at one place keep the order in which they were asked for.
@@ -78,14 +78,14 @@ func (s *splicer) addEntries(parent *yaml.Node, key string, o *original, entries
 		o.keep(v.Value)
 		s.fillNull(k, v, func() string { return flow(entries()) })
 	case v.Kind != yaml.MappingNode:
-		s.failAt(v, "%s is not a mapping, so generate cannot add to it; write one, or take it away", key)
+		s.failAt(codeStyle, v, "%s is not a mapping, so generate cannot add to it; write one, or take it away", key)
 	case isFlow(v):
 		if len(v.Content) == 0 {
 			o.keep(emptyMapping)
 		}
 		s.insertFlow(v, func() string { return flowEntries(entries()) })
 	case !s.beginsLine(v.Content[0]):
-		s.failAt(v.Content[0], "the first key of %s does not begin its line; write it without a question mark, so that generate can add to it", key)
+		s.failAt(codeStyle, v.Content[0], "the first key of %s does not begin its line; write it without a question mark, so that generate can add to it", key)
 	default:
 		at := s.afterKey(k, v, v.Content[0])
 		l.eol = s.eol(at)
@@ -108,7 +108,7 @@ func (s *splicer) addItems(parent *yaml.Node, key string, o *original, items fun
 		o.keep(v.Value)
 		s.fillNull(k, v, func() string { return flow(items()) })
 	case v.Kind != yaml.SequenceNode:
-		s.failAt(v, "%s is not a list, so generate cannot add to it; write one, or take it away", key)
+		s.failAt(codeStyle, v, "%s is not a list, so generate cannot add to it; write one, or take it away", key)
 	case isFlow(v):
 		if len(v.Content) == 0 {
 			o.keep(emptyList)
@@ -117,7 +117,7 @@ func (s *splicer) addItems(parent *yaml.Node, key string, o *original, items fun
 	default:
 		dash, ok := s.dash(v)
 		if !ok {
-			s.failAt(v, "%s: the first dash does not begin its line; put it on a line of its own, so that generate can add to this list", key)
+			s.failAt(codeStyle, v, "%s: the first dash does not begin its line; put it on a line of its own, so that generate can add to this list", key)
 			return
 		}
 		at := s.lineStart(dash)
@@ -141,7 +141,7 @@ func (s *splicer) touch(parent *yaml.Node, key string) (k, v *yaml.Node) {
 	if v != nil {
 		s.touched[v] = true
 	} else if inherited := get(parent, key); inherited != nil {
-		s.failAt(parent, "%s comes from a merge key (line %d), which an entry of its own would hide; write it out here",
+		s.failAt(codeStyle, parent, "%s comes from a merge key (line %d), which an entry of its own would hide; write it out here",
 			key, inherited.Line)
 	}
 	return k, v
@@ -156,7 +156,7 @@ func (s *splicer) checkAliases() {
 	var walk func(n *yaml.Node)
 	walk = func(n *yaml.Node) {
 		if n.Kind == yaml.AliasNode && n.Alias != nil && contains(n.Alias) {
-			s.failAt(n, "alias *%s repeats a part of a pod that generate must add to; write it out here", n.Value)
+			s.failAt(codeStyle, n, "alias *%s repeats a part of a pod that generate must add to; write it out here", n.Value)
 		}
 		for _, child := range n.Content {
 			walk(child)
@@ -201,13 +201,13 @@ func (s *splicer) beginsLine(key *yaml.Node) bool {
 // fillNull writes a value where a key has none.
 func (s *splicer) fillNull(key, n *yaml.Node, value func() string) {
 	if decorated(n) {
-		s.failAt(n, "an empty value with an anchor or a tag: generate cannot add to it; take the empty entry away")
+		s.failAt(codeStyle, n, "an empty value with an anchor or a tag: generate cannot add to it; take the empty entry away")
 		return
 	}
 	at := s.offset(n)
 	if n.Value == "" {
 		if !strings.HasSuffix(strings.TrimRight(string(s.text[:at]), " \t\r\n"), ":") {
-			s.failAt(key, "%s has no value here; write a colon behind it, or take it away, so that generate can add to it", key.Value)
+			s.failAt(codeStyle, key, "%s has no value here; write a colon behind it, or take it away, so that generate can add to it", key.Value)
 			return
 		}
 		s.insert(at, func() string { return " " + value() })
@@ -220,7 +220,7 @@ func (s *splicer) fillNull(key, n *yaml.Node, value func() string) {
 // taking out a part together with the blanks behind its comma restores the text.
 func (s *splicer) insertFlow(n *yaml.Node, parts func() string) {
 	if !s.bracketed(n) {
-		s.failAt(n, "put braces around this, so that generate can add to it")
+		s.failAt(codeStyle, n, "put braces around this, so that generate can add to it")
 		return
 	}
 	if len(n.Content) > 0 {
@@ -237,12 +237,12 @@ func (s *splicer) appendEntry(m *yaml.Node, key string, value func() any, l layo
 		return
 	}
 	if !s.beginsLine(m.Content[0]) {
-		s.failAt(m.Content[0], "this key does not begin its line; write it without a question mark, so that generate can add %s beside it", key)
+		s.failAt(codeStyle, m.Content[0], "this key does not begin its line; write it without a question mark, so that generate can add %s beside it", key)
 		return
 	}
 	end, ok := s.end(m)
 	if !ok {
-		s.failAt(m, "cannot tell where this mapping ends, so generate cannot add %s to it; write it in plain block style", key)
+		s.failAt(codeStyle, m, "cannot tell where this mapping ends, so generate cannot add %s to it; write it in plain block style", key)
 		return
 	}
 	indent := m.Content[0].Column - 1

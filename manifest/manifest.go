@@ -67,6 +67,26 @@ type Policy struct {
 	WorkloadSecretID SecretID `json:",omitempty"`
 	// Role is what the pod is beside a member of the mesh.
 	Role Role `json:",omitempty"`
+	// Pod says whose policy this is, as in "Deployment shop/web". It is for those who read the manifest, and tells generate which
+	// policies are its own; nobody is let in or kept out by it.
+	Pod PodName `json:",omitempty"`
+}
+
+// PodName is the kind, namespace and name of a Kubernetes object: up to 600 letters, digits and any of . / - and a space.
+type PodName string
+
+// UnmarshalText checks the characters.
+func (n *PodName) UnmarshalText(b []byte) error {
+	if len(b) == 0 || len(b) > 600 {
+		return fmt.Errorf("%d characters, want 1 to 600; leave the field out for no name", len(b))
+	}
+	for _, c := range string(b) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("./- ", c) {
+			return fmt.Errorf("character %q, want letters, digits and any of . / - and space, as in Deployment shop/web", c)
+		}
+	}
+	*n = PodName(b)
+	return nil
 }
 
 // Role is what a pod may be trusted with.

@@ -130,7 +130,7 @@ func whole(t testing.TB) *manifest.Manifest {
 	return &manifest.Manifest{
 		Policies: map[attestation.PolicyHash]manifest.Policy{
 			hash(t, hashA): {SANs: sans(t, "coordinator"), Role: manifest.RoleCoordinator},
-			hash(t, hashB): {SANs: sans(t, "*.shop.svc", "10.0.0.1"), WorkloadSecretID: "apps/v1/StatefulSet/db"},
+			hash(t, hashB): {SANs: sans(t, "*.shop.svc", "10.0.0.1"), WorkloadSecretID: "apps/v1/StatefulSet/db", Pod: "StatefulSet shop/db"},
 		},
 		ReferenceValues:        manifest.ReferenceValues{Simulated: []simulated.ReferenceValue{reference()}},
 		WorkloadOwnerKeys:      []manifest.OwnerKey{alice, bob},
@@ -295,6 +295,8 @@ func TestParseReportsFaults(t *testing.T) {
 		"bad SAN":             {replace(`"10.0.0.1"`, `"10.0.0.01"`), []string{policyB + `.SANs[1]: SAN "10.0.0.01"`}},
 		"bad secret ID":       {replace("apps/v1/StatefulSet/db", "apps v1"), []string{policyB + `.WorkloadSecretID: character ' '`}},
 		"empty secret ID":     {replace("apps/v1/StatefulSet/db", ""), []string{policyB + ".WorkloadSecretID: 0 characters"}},
+		"bad pod":             {replace("StatefulSet shop/db", "db\\u001b"), []string{policyB + `.Pod: character '\x1b'`}},
+		"empty pod":           {replace("StatefulSet shop/db", ""), []string{policyB + ".Pod: 0 characters"}},
 		"validity 0":          {replace(`"36h0m0s"`, `"0s"`), []string{"CertificateValidity: validity 0s, want 1m0s to 2160h0m0s"}},
 		"validity too long":   {replace(`"36h0m0s"`, `"2161h"`), []string{"CertificateValidity: validity 2161h0m0s"}},
 		"validity below zero": {replace(`"36h0m0s"`, `"-1h"`), []string{"CertificateValidity: validity -1h0m0s"}},

@@ -46,6 +46,7 @@ const Annotation = "io.katacontainers.config.hypervisor.cc_init_data"
 const (
 	KeyPolicy = "policy.rego"     // the Kata agent's policy
 	KeyConfig = "portcullis.toml" // a PodConfig
+	KeyPin    = "coordinator-pin" // whom the pod trusts, with placement guest; otherwise an argument says so
 )
 
 const (
