@@ -57,11 +57,16 @@ var cannot = []struct{ page, begins, why string }{
 	{"docs/coordinator.md", "portcullis coordinator-yaml", "kubectl; cmd/portcullis' coordinator_yaml.txtar runs the first two lines"},
 	{"docs/coordinator.md", "kubectl -n mesh port-forward", "kubectl"},
 	{"docs/guard.md", "podvm-guard close", "a list of the guard's commands, which its tests run"},
+	{"docs/images.md", "make oci", "make test-oci runs it"},
+	{"docs/images.md", "jq -r .meshproxy.digest", "of what make oci wrote, which the test of image/oci compares; and a registry"},
 	{"docs/performance.md", "make build", "a benchmark"},
 	{"docs/performance.md", "make bench", "a benchmark"},
 	{"docs/performance.md", "make soak", "a benchmark"},
 	{"docs/attestation.md", "portcullis attest", "run in the pages' world below, but for the machine's own evidence"},
 }
+
+// digest stands for that of an image.
+var digest = strings.Repeat("0", 64)
 
 // runs says how the others are made to run in the world of world: what is pasted in place of what stands for something else.
 var runs = []struct {
@@ -78,6 +83,10 @@ var runs = []struct {
 	}, want: "certificate-issued|head-signed|manifest-set"},
 	{page: "docs/command-line.md", begins: "source <(", edits: []string{"/usr/local/share/man/man1", "man1"}, want: "wrote|^$"},
 	{page: "docs/command-line.md", begins: "portcullis connect", want: "from web"},
+	{page: "docs/images.md", begins: "portcullis coordinator-yaml", edits: []string{
+		"@sha256:... ...", "@sha256:" + digest + " --policy policy.rego --reference-values values.json -o out/", "@sha256:...", "@sha256:" + digest,
+		"deploy.yaml", "shop.yaml && cat coordinator.yaml out/* | grep -c registry.example.com.*@sha256:" + digest,
+	}, want: "(?m)^[3-9]$", before: "mkdir images; cp *.yaml *.rego values.json images; cd images; rm coordinator.yaml"},
 	{page: "docs/pinning.md", begins: "portcullis generate", want: "wrote .*manifest.json", before: "mkdir pin; cp *.yaml *.rego values.json pin; cd pin"},
 	{page: "docs/recovery.md", begins: "portcullis keygen", edits: []string{
 		"\nportcullis generate", "\nportcullis keygen -o bob.pem; portcullis keygen -o carol.pem\nportcullis generate",
