@@ -61,7 +61,7 @@ soak: test-packages matrix-packages envoy validate build ## what takes long: a s
 	GOFLAGS=-mod=vendor go test -run '^$$' -fuzz '^FuzzInject$$' -fuzztime 5m ./generate
 
 .PHONY: ci
-ci: sslyze test test-cluster matrix demo demo-broken ## what a change must pass
+ci: sslyze test test-cluster matrix demo demo-broken test-oci ## what a change must pass
 
 .PHONY: build
 build: $(COMMANDS:%=bin/%) $(LABTOOLS:%=bin/%) ## build every command into bin/
