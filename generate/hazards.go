@@ -267,8 +267,10 @@ var variables = []string{
 
 func containerName(c *yaml.Node) string { return "container " + text(c, "name") }
 
+// isTrue reads a boolean as kubectl does, by YAML 1.1 (https://yaml.org/type/bool.html), whose other words this package's parser
+// takes for strings.
 func isTrue(n *yaml.Node) bool {
-	return n != nil && n.Kind == yaml.ScalarNode && strings.EqualFold(n.Value, "true")
+	return n != nil && n.Kind == yaml.ScalarNode && slices.Contains([]string{"true", "yes", "on", "y"}, strings.ToLower(n.Value))
 }
 
 // portNumber is 0 for what is none.

@@ -49,6 +49,9 @@ func TestHazards(t *testing.T) {
 	for _, c := range []struct{ name, spec, container, want string }{
 		{"none", "", dropped, ""},
 		{"the host's network", "hostNetwork: true", dropped, "f.yaml:11:16: PC1301: hostNetwork of Pod default/a"},
+		{"the host's network, in another word", "hostNetwork: yes", dropped, "PC1301: hostNetwork of Pod default/a"},
+		{"not the host's network", "hostNetwork: no", dropped, ""},
+		{"privileged, in another word", "", "securityContext: {privileged: On, capabilities: {drop: [ALL]}}", "PC1302: privileged of container web"},
 		{"NET_ADMIN", "", "securityContext: {capabilities: {drop: [ALL], add: [NET_ADMIN]}}", "f.yaml:15:57: PC1302: capability NET_ADMIN of container web of Pod default/a could open the gate"},
 		{"another spelling", "", "securityContext: {capabilities: {drop: [ALL], add: [cap_sys_admin]}}", "f.yaml:15:57: PC1302: capability SYS_ADMIN"},
 		{"all of them", "", "securityContext: {capabilities: {drop: [NET_RAW], add: [ALL]}}", "PC1302: capability ALL"},
