@@ -3,6 +3,7 @@ package coordinator_test
 import (
 	"crypto/elliptic"
 	"encoding/hex"
+	"errors"
 	"log/slog"
 	"net/http"
 	"path/filepath"
@@ -257,6 +258,36 @@ func TestForeignAuditLogIsNamedAtTheRecovery(t *testing.T) {
 }
 
 // That the seed went to another replica is recorded before it goes, and it does not go where that cannot be recorded.
+// A set is in the log once where the store had it at once, and again where it was taken back and turned up later.
+func TestTheAuditLogSaysWhatBecameOfACommitWhoseAnswerIsLost(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "audit.log")
+	rs := newReplicas(t, 1)
+	option, log := audited(t, path)
+	r := rs.restart(t, 0, option)
+	r.view.answered = func() error { return errors.New("the connection broke") }
+	set, err := r.Set(t.Context(), rs.request(t, rs.manifest(t), [32]byte{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.view.answered = func() error {
+		r.view.down.Store(true)
+		return errors.New("the connection broke")
+	}
+	text := rs.manifest(t, validFor(t, 3))
+	_, err = r.Set(t.Context(), rs.request(t, text, [32]byte(set.TransitionHash)))
+	wantCode(t, err, api.CodeInternal)
+	r.view.down.Store(false)
+	next := manifest.TransitionHash(text, [32]byte(set.TransitionHash))
+	r.at(t, next[:])
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"Began", "Started", "ManifestSet", "ManifestSet", "ManifestNotKept", "ManifestSet", "Stopped"}
+	if got := names(events(t, path)); !slices.Equal(got, want) {
+		t.Errorf("recorded %v, want %v", got, want)
+	}
+}
+
 func TestAReplicaThatWasGivenTheStateIsInTheAuditLog(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "audit.log")
 	rs := newReplicas(t, 1)

@@ -83,6 +83,7 @@ type Coordinator struct {
 
 	setMutex   sync.Mutex                 // held by who changes what is below
 	unanswered *generation                // of a commit that may have reached the store or not
+	withdrawn  bool                       // whether the audit log says that unanswered was not kept
 	active     atomic.Pointer[generation] // nil before the first manifest; the newest that was served, where recovery is needed
 	recovering atomic.Pointer[recovery]   // nil unless recovery is needed
 	split      atomic.Pointer[split]      // nil unless the store contradicts what this process knows

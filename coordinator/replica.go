@@ -87,8 +87,10 @@ func (c *Coordinator) observe(ctx context.Context) error {
 	}
 	switch u := c.unanswered; {
 	case u != nil && bytes.Equal(text, u.latest.text):
-		if err := c.auditTransition(u.transition, len(u.history)); err != nil { // it was recorded as not kept
-			return err
+		if c.withdrawn { // the audit log says that it was not kept
+			if err := c.auditTransition(u.transition, len(u.history)); err != nil {
+				return err
+			}
 		}
 		c.activate(u)
 		c.log.Warn("a change that the store did not confirm has arrived there", "transition", hex.EncodeToString(u.transition.Hash[:]))
@@ -187,13 +189,14 @@ func (c *Coordinator) commit(ctx context.Context, kept []store.Object, old []byt
 		return nil
 	}
 	// The store may have done it and failed to say so; the keys of next are nowhere but here.
-	c.unanswered = next
+	c.unanswered, c.withdrawn = next, false
 	if seen := c.observe(ctx); seen == nil && c.active.Load() == next {
 		return nil
 	}
 	if errors.Is(err, store.ErrConflict) {
 		c.unanswered = nil
 	}
+	c.withdrawn = true // by the caller, to whom this is an error
 	return err
 }
 
