@@ -59,6 +59,9 @@ func boot() error {
 	if err != nil {
 		return err
 	}
+	if err := pinned(string(commandLine), "/cmdline"); err != nil {
+		return err
+	}
 	hash, err := rootHash(string(commandLine))
 	if err != nil {
 		return err
@@ -74,6 +77,23 @@ func boot() error {
 		return fmt.Errorf("mount the root: %w", err)
 	}
 	return switchRoot()
+}
+
+// pinned compares the command line with the one that a file of the initrd has, where there is that file. The UKI's initrd has
+// it: firmware and boot loaders may hand a UKI words in place of its own, and add-ons lying beside it append some, of which a
+// launch measurement need not know. The initrd by itself does not: there the command line is the launcher's, and measured.
+func pinned(commandLine, file string) error {
+	want, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if strings.TrimSuffix(commandLine, "\n") != string(want) {
+		return errors.New("the kernel's command line is not the one that was built in: something was added to it, or put in its place")
+	}
+	return nil
 }
 
 // rootHash finds the one roothash= of the command line. Two are a command line that somebody added to.
@@ -164,7 +184,7 @@ func switchRoot() error {
 		}
 	}
 	// The program itself stays until it is replaced: it is open.
-	for _, name := range []string{"/modules", "/init"} {
+	for _, name := range []string{"/modules", "/cmdline", "/init"} {
 		if err := os.RemoveAll(name); err != nil {
 			return err
 		}
