@@ -9,17 +9,17 @@
 #   --overlay DIR    lay a tree over the root; another image with another measurement. The last one wins.
 #   --cmdline WORDS  words to add to the kernel's command line
 #
-# Needs root (it makes a Debian root and enters it) and bin/ built. PACKAGES=newest takes what the mirror has today instead
-# of image/packages.lock and image/tools.lock. ENVOY, CACHE, EPOCH: see below.
+# Needs root (it makes a Debian root and enters it), vendor/ and bin/. PACKAGES=newest takes what the mirror has today instead
+# of image/packages.lock and image/tools.lock; UPDATE_LOCKS=1 writes these and image/contents.txt anew.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
 repo=$(dirname "$here")
-cache=${CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/portcullis}/image
-envoy=${ENVOY:-${PORTCULLIS_ENVOY:-$cache/../envoy-1.40.0/envoy}}
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/portcullis/image
+envoy=${PORTCULLIS_ENVOY:-$(dirname "$cache")/envoy-1.40.0/envoy}
 export PACKAGES=${PACKAGES:-locked}
 # The age of every file in the image, in seconds since 1970.
-export SOURCE_DATE_EPOCH=${EPOCH:-1767225600}
+export SOURCE_DATE_EPOCH=1767225600
 # What a builder's own environment would change.
 export LC_ALL=C TZ=UTC
 umask 022
@@ -77,15 +77,14 @@ started=$SECONDS
 in_tools "$work" "$here/assemble.sh" "$cmdline"
 say "assembled in $((SECONDS - started)) s"
 
-if [ "${#overlays[@]}" = 0 ] && ! diff -u "$here/contents.txt" "$work/out/contents.txt" >"$work/contents.diff"; then
-	sed 's/^/  /' "$work/contents.diff" | head -60 >&2
+if [ "${UPDATE_LOCKS:-}" = 1 ]; then
+	cp "$work/out/contents.txt" "$here/contents.txt"
+elif [ "${#overlays[@]}" = 0 ] && ! diff -U0 "$here/contents.txt" "$work/out/contents.txt" >"$work/contents.diff"; then
+	sed -n 's/^[-+][^-+]/  &/p' "$work/contents.diff" >&2
 	if [ "$PACKAGES" = newest ]; then
-		say "WARNING: the root's files are not those of image/contents.txt; PACKAGES=newest lets that pass"
-	elif [ "${UPDATE_CONTENTS:-}" = 1 ]; then
-		cp "$work/out/contents.txt" "$here/contents.txt"
-		say "image/contents.txt is written anew"
+		say "WARNING: the root's files (+) are not those of image/contents.txt (-); PACKAGES=newest lets that pass"
 	else
-		die "the root's files are not those of image/contents.txt; if they should be, UPDATE_CONTENTS=1 writes it anew"
+		die "the root's files (+) are not those of image/contents.txt (-); if they should be, UPDATE_LOCKS=1 writes the lists anew"
 	fi
 fi
 
