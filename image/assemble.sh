@@ -100,4 +100,4 @@ printf '%s roothash=%s' "$cmdline" "$hash" >"$out/cmdline"
 cp "$out/cmdline" /tmp/pinned/cmdline
 archive /tmp/pinned >/tmp/pinned.cpio.zst
 ukify build --linux="$out/vmlinuz" --initrd="$out/initrd" --initrd=/tmp/pinned.cpio.zst --cmdline="@$out/cmdline" \
-	--os-release="@$root/usr/lib/os-release" --uname="$kernel" --output="$out/podvm.efi" >/dev/null
+	--os-release="@$root/usr/lib/os-release" --uname="$kernel" --output="$out/podvm.efi" >/dev/null 2>&1

@@ -40,7 +40,7 @@ while [ $# -gt 0 ]; do
 	[ $# -ge 2 ] || die "$1 wants a value"
 	shift 2
 done
-[ -n "$out" ] && [ -n "$agent" ] || die "want --out and --agent (--help shows them)"
+[[ $out && $agent ]] || die "want --out and --agent (--help shows them)"
 [ "$(id -u)" = 0 ] || die "want root: the image's root is made of files that belong to it"
 [ -x "$envoy" ] || die "no Envoy at $envoy; make envoy fetches it"
 out=$(realpath -m "$out")

@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2154,SC2016 # variables of the caller's; words for others to expand
 # Functions of build.sh and sysext.sh: the Debian root with the tools, the packages, and the list of what is ours.
 # They read here, repo, cache, envoy, agent and PACKAGES of their caller, and want its say and die.
 
@@ -41,7 +42,7 @@ compare() {
 	local difference
 	difference=$(diff -U0 "$1" "$2" | grep '^[-+][^-+]' || true)
 	[ -n "$difference" ] || return 0
-	sed 's/^/  /' <<<"$difference" >&2
+	awk '{ print "  " $0 }' <<<"$difference" >&2
 	if [ "${UPDATE_LOCKS:-}" = 1 ]; then
 		cp "$2" "$1"
 		say "$(basename "$1") is written anew"
