@@ -72,6 +72,7 @@ bin/simtee: MAIN = ./tests/simtee/cmd/simtee
 bin/matrix: MAIN = ./tests/matrix
 bin/meshbench: MAIN = ./tests/bench/mesh
 bin/cabench: MAIN = ./tests/bench/ca
+bin/standin-agent: MAIN = ./tests/podvm/standin
 bin/%: MAIN = ./cmd/$*
 bin/%: $(SOURCES) vendor/modules.txt
 	@mkdir -p bin
@@ -140,7 +141,7 @@ export PORTCULLIS_LIBC ?= $(CACHE)/libc/$(shell sed -n 's/.*  \(libc6_.*\)/\1/p'
 oci: oci-packages envoy bin/initializer bin/meshproxy bin/coordinator ## write the containers' OCI images into bin/oci, without a container runtime, and print their digests
 	@tools/libc.sh $(dir $(PORTCULLIS_LIBC))
 	@GOFLAGS= go -C image/oci run . --bin $(CURDIR)/bin --license $(CURDIR)/LICENSE --envoy $(abspath $(PORTCULLIS_ENVOY)) \
-		--libc $(abspath $(PORTCULLIS_LIBC)) --version $(shell sed -n 's/^const Version = "\(.*\)"/\1/p' version.go) --out $(CURDIR)/bin/oci
+		--libc $(abspath $(PORTCULLIS_LIBC)) --version $(VERSION) --out $(CURDIR)/bin/oci
 
 .PHONY: test-oci
 test-oci: demo-packages oci build ## make the OCI images again elsewhere, look into them, and run the demo from them
@@ -148,12 +149,30 @@ test-oci: demo-packages oci build ## make the OCI images again elsewhere, look i
 	GOFLAGS= go -C image/oci test -count=1 ./... # of bin/, which Go's cache of tests does not look at
 	@bin/demo --images bin/oci
 
+VERSION := $(shell sed -n 's/^const Version = "\(.*\)"/\1/p' version.go)
+
+# An image for use has the kata-agent that you built; docs/image.md says how. One with the stand-in is called by that name.
+IMAGE := bin/image$(if $(KATA_AGENT),,-standin)
+
+.PHONY: image
+image: image-packages envoy build bin/standin-agent ## build the podVM image into bin/image, as root; KATA_AGENT=path bakes that agent in, without it bin/image-standin is for tests
+	@$(if $(KATA_AGENT),:,echo "make image: no KATA_AGENT: this image has the stand-in for tests, which runs no containers" >&2)
+	@image/build.sh --out $(CURDIR)/$(IMAGE) --agent $(abspath $(or $(KATA_AGENT),bin/standin-agent))
+
+.PHONY: sysext
+sysext: image-packages build ## pack the gate for podVM images of others: a systemd system extension and a .deb, in bin/sysext
+	@image/sysext.sh --out $(CURDIR)/bin/sysext --version $(VERSION)
+
+.PHONY: image-repro
+image-repro: image-packages oci-packages envoy build ## build image, extension, package and OCI images twice in different surroundings, and compare every byte
+	@image/repro.sh
+
 .PHONY: sslyze
 sslyze: ## fetch the pinned sslyze into the cache; with it `make test` compares the ports with Mozilla's recommendations
 	@tools/packages.sh python3 python3-venv
 	@tools/sslyze.sh $(CACHE)/sslyze-6.3.1
 
-.PHONY: demo-packages test-packages matrix-packages oci-packages
+.PHONY: demo-packages test-packages matrix-packages oci-packages image-packages
 demo-packages:
 	@tools/packages.sh nftables netbase iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
 test-packages: demo-packages
@@ -162,6 +181,9 @@ matrix-packages:
 	@tools/packages.sh iptables
 oci-packages:
 	@tools/packages.sh dpkg apt $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3 python3-pip)
+
+image-packages:
+	@tools/packages.sh mmdebstrap debian-archive-keyring util-linux dpkg apt $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3 python3-pip)
 
 .PHONY: clean
 clean: ## remove what the build made; caches stay

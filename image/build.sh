@@ -54,12 +54,13 @@ flock -n 9 || { say "another build is using $cache; waiting"; flock 9; }
 . "$here/tools.sh"
 make_tools
 fetch_packages "$here/packages.txt" "$here/packages.lock"
+work=$(mktemp -d "${TMPDIR:-/tmp}/portcullis-image.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+cp "$cache/packages.have" "$work/packages"
 flock -u 9
 
 # --- what is ours
-work=$(mktemp -d "${TMPDIR:-/tmp}/portcullis-image.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-mkdir "$work/overlay" "$work/out" "$work/tmp"
+mkdir "$work/overlay" "$work/out"
 say "laying out the programs and units"
 install_files "guard mesh kata" "$work/overlay"
 cp -r --no-preserve=mode,ownership "$here/tree/." "$work/overlay/"

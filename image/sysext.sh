@@ -28,13 +28,12 @@ done
 [ "$(id -u)" = 0 ] || die "want root: it packs files that belong to root"
 version=${version#v}
 
-mkdir -p "$cache/debs"
+mkdir -p "$cache/debs" # in_tools binds it
 exec 9>"$cache/lock"
 flock 9
 # shellcheck source=image/tools.sh
 . "$here/tools.sh"
 make_tools
-: >>"$cache/packages.have"
 flock -u 9
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/portcullis-sysext.XXXXXX")

@@ -115,7 +115,6 @@ install_files() {
 in_tools() {
 	local dir=$1 script=$2
 	shift 2
-	cp "$cache/packages.have" "$dir/packages"
 	unshare --mount --pid --fork --kill-child --propagation private bash -euc '
 		tools=$1 dir=$2 debs=$3 image=$4 script=$5
 		shift 5
