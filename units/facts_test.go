@@ -33,7 +33,7 @@ var kataFacts = slices.Concat([]fact{
 	{attestSocket, "Unit.After", guard, "what is served is for pods behind the gate"},
 	{attestSocket, "Unit.Before", agent, "before any container asks"},
 	{attestSocket, "Socket.NetworkNamespacePath", "", "containers share the machine's network"},
-}, serviceFacts, behindTheGuard(agentDropIn, agentLink), attestFacts)
+}, serviceFacts, behindTheGuard(agentDropIn, agentLink), attestFacts, initdataFacts)
 
 var peerPodsFacts = slices.Concat([]fact{
 	{guard, "Unit.DefaultDependencies", "no", "they would stop the guard at shutdown"},
@@ -110,6 +110,45 @@ var attestFacts = []fact{
 	{attest, "Service.NoNewPrivileges", "yes", "nothing more, ever"},
 	{attest, "Service.SystemCallFilter", "@system-service\n~@privileged @resources", "nothing more"},
 	{attest, "Service.EnvironmentFile", "", "no file of the host's"},
+}
+
+// What verifies the pod's initdata, before the agent and behind the gate.
+var initdataFacts = []fact{
+	{initdata, "Unit.DefaultDependencies", "no", "they would stop it at shutdown, before the agent"},
+	{initdata, "Unit.Requires", guard, "what the host attached is read behind the gate"},
+	{
+		initdata, "Unit.After", guard + "\nsystemd-modules-load.service sys-kernel-config.mount systemd-tmpfiles-setup-dev.service\n" +
+			attestSocket, "anything more could wait for the agent, or for a network",
+	},
+	{initdata, "Unit.Before", agent, "before containers"},
+	{initdata, "Unit.FailureAction", "poweroff-force", "a podVM with another initdata than its own must not run"},
+	{initdata, "Install.RequiredBy", agent, "kata boots kata-containers.target: nothing hangs off multi-user.target"},
+	{initdata, "Service.Type", "oneshot", "others count as started before the initdata is verified"},
+	{initdata, "Service.RemainAfterExit", "yes", "an agent that restarts finds its requirement met"},
+	{initdata, "Service.ExecStart", "/usr/sbin/podvm-initdata", `a leading "-" would make a failure a success`},
+	{initdata, "Service.TimeoutStartSec", "90", "a host whose disk never answers gets no podVM"},
+	{initdata, "Service.User", "root", "disks and the hardware are nobody else's"},
+	{initdata, "Service.CapabilityBoundingSet", nothing, "root without any capability"},
+	{initdata, "Service.AmbientCapabilities", "", "none"},
+	{initdata, "Service.DevicePolicy", "closed", "no other device"},
+	{initdata, "Service.DeviceAllow", "block-* r\n/dev/sev-guest rw\n/dev/tdx_guest rw", "it writes to no disk"},
+	{initdata, "Service.PrivateDevices", "", "would hide the disks"},
+	{initdata, "Service.PrivateNetwork", "", "would hide a pretended TEE"},
+	{initdata, "Service.RestrictAddressFamilies", "AF_UNIX", "it speaks to no network"},
+	{initdata, "Service.ProtectSystem", "strict", "it writes no file"},
+	{initdata, "Service.ProtectKernelTunables", "yes", "nor a tunable"},
+	{initdata, "Service.ReadWritePaths", "-/sys/kernel/config/tsm\n/run", "but its requests, and what it verified"},
+	{initdata, "Service.NoNewPrivileges", "yes", "nothing more, ever"},
+	{initdata, "Service.SystemCallFilter", "@system-service\n~@privileged @resources", "nothing more"},
+	{initdata, "Service.EnvironmentFile", "", "no file of the host's"},
+	{initdata, "Service.Environment", "", "nor a variable"},
+	{initdata, "Service.SuccessExitStatus", "", "a refusal is a refusal"},
+	{initdata, "Service.Restart", "", "the first failure powers off"},
+	{initdataLink, "", "../" + initdata, "this pulls it into the boot, even where the drop-in was lost"},
+	{initdataDropIn, "Unit.Requires", initdata, "Wants= would let the agent start after a refusal"},
+	{initdataDropIn, "Unit.BindsTo", initdata, "one that is masked or was skipped is not active, and that is what counts"},
+	{initdataDropIn, "Unit.After", initdata, "Requires= alone starts both at once"},
+	{initdataDropIn, "Service.Environment", "KATA_AGENT_POLICY_FILE=/run/podvm/policy.rego", "the agent's policy is the verified one"},
 }
 
 // faults compares the image with its facts. [Unit] and [Install], and what is executed, are compared whole: one directive more

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -41,22 +42,40 @@ const (
 	agent           = "kata-agent.service"
 	forwarder       = "agent-protocol-forwarder.service"
 	agentDropIn     = agent + ".d/10-podvm-guard.conf"
+	initdata        = "podvm-initdata.service"
+	initdataDropIn  = agent + ".d/20-podvm-initdata.conf"
+	initdataLink    = agent + ".requires/" + initdata
 	forwarderDropIn = forwarder + ".d/10-podvm-guard.conf"
 	agentLink       = agent + ".requires/" + guard
 	forwarderLink   = forwarder + ".requires/" + guard
 	attestLink      = agent + ".wants/" + attestSocket
 
-	unitFolder    = "usr/lib/systemd/system"
-	guardProgram  = "usr/sbin/podvm-guard"
-	attestProgram = "usr/sbin/podvm-attest"
+	unitFolder      = "usr/lib/systemd/system"
+	guardProgram    = "usr/sbin/podvm-guard"
+	attestProgram   = "usr/sbin/podvm-attest"
+	initdataProgram = "usr/sbin/podvm-initdata"
 )
 
 // What is ours and runs: each is looked at by name.
-var ours = []string{guard, attest, attestSocket}
+func (im *image) ours() []string {
+	ours := []string{guard, attest, attestSocket}
+	if _, ok := im.own[initdata]; ok {
+		ours = append(ours, initdata)
+	}
+	return ours
+}
+
+// installed are those of them that have an [Install] section.
+func (im *image) installed() []string {
+	return slices.DeleteFunc(im.ours(), func(name string) bool { return name == attest })
+}
 
 var kata = placement{
-	name:     "kata",
-	own:      map[string]string{guard: guard, agentDropIn: agentDropIn, attest: attest, attestSocket: attestSocket},
+	name: "kata",
+	own: map[string]string{
+		guard: guard, agentDropIn: agentDropIn, attest: attest, attestSocket: attestSocket,
+		initdata: initdata, initdataDropIn: initdataDropIn,
+	},
 	upstream: []string{"kata", "systemd"},
 	target:   "kata-containers.target",
 	behind:   []string{agent},
@@ -97,6 +116,7 @@ func bake(t *testing.T, p placement) *image {
 	im := &image{placement: p, files: map[string]string{}, links: map[string]string{}, programs: map[string]string{
 		guardProgram:                       "#!/bin/sh\nexit 1\n", // a boot has the real one
 		attestProgram:                      "#!/bin/sh\nexit 1\n", // nobody asks
+		initdataProgram:                    "#!/bin/sh\nexit 0\n", // it has tests of its own
 		"usr/bin/kata-agent":               standInAgent,
 		"usr/bin/agent-protocol-forwarder": "#!/bin/sh\nexec sleep infinity\n",
 		"usr/bin/ask":                      asker,
@@ -119,6 +139,9 @@ func bake(t *testing.T, p placement) *image {
 		im.links[unit+".requires/"+guard] = "../" + guard
 	}
 	im.links[attestLink] = "../" + attestSocket
+	if _, ok := p.own[initdata]; ok {
+		im.links[initdataLink] = "../" + initdata
+	}
 	return im
 }
 
@@ -215,9 +238,10 @@ func TestEnableMakesTheLinks(t *testing.T) {
 				delete(im.links, unit+".requires/"+guard)
 			}
 			delete(im.links, attestLink)
+			delete(im.links, initdataLink)
 			dir := t.TempDir()
 			im.write(t, dir)
-			if out, err := exec.Command("systemctl", "--root="+dir, "enable", guard, attestSocket).CombinedOutput(); err != nil {
+			if out, err := exec.Command("systemctl", append([]string{"--root=" + dir, "enable"}, im.installed()...)...).CombinedOutput(); err != nil {
 				t.Fatalf("systemctl enable: %v: %s", err, out)
 			}
 			made, err := filepath.Glob(filepath.Join(dir, "etc/systemd/system/*/*"))
@@ -227,6 +251,9 @@ func TestEnableMakesTheLinks(t *testing.T) {
 			want := map[string]string{attestLink: attestSocket}
 			for _, unit := range p.behind {
 				want[unit+".requires/"+guard] = guard
+			}
+			if p.name == kata.name {
+				want[initdataLink] = initdata
 			}
 			if len(made) != len(want) {
 				t.Errorf("systemctl enable made %q, want %q", made, want)

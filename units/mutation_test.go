@@ -68,6 +68,7 @@ var mutations = []mutation{
 	{
 		name: "Wants= for Requires= everywhere, and a guard that fails quietly", of: kata, boot: opened,
 		make: func(im *image) {
+			im.bare()
 			im.want(agentDropIn)
 			delete(im.links, agentLink)
 			im.drop(guard, "FailureAction")
@@ -92,6 +93,7 @@ var mutations = []mutation{
 			im.add(guard, "Install", "WantedBy=multi-user.target")
 			delete(im.links, agentLink)
 			im.links["multi-user.target.wants/"+guard] = "../" + guard
+			im.bare()
 			delete(im.files, agentDropIn)
 		},
 		facts: agentDropIn + " is missing",
@@ -118,6 +120,11 @@ var mutations = []mutation{
 	},
 	{
 		name: "lost link and drop-in", of: kata, boot: opened,
+		make:  func(im *image) { im.bare(); delete(im.links, agentLink); delete(im.files, agentDropIn) },
+		facts: "link " + agentLink,
+	},
+	{
+		name: "lost link and drop-in, and initdata", of: kata, boot: closed, // which requires the gate as well
 		make:  func(im *image) { delete(im.links, agentLink); delete(im.files, agentDropIn) },
 		facts: "link " + agentLink,
 	},
@@ -290,9 +297,73 @@ var mutations = []mutation{
 		facts: attest + ": Service.PrivateNetwork",
 	},
 	{
+		name: "initdata refused", of: kata, boot: powerOff,
+		make: func(im *image) { im.programs[initdataProgram] = "#!/bin/sh\nexit 1\n" },
+	},
+	{
+		name: "initdata's program missing", of: kata, boot: powerOff,
+		make:   func(im *image) { delete(im.programs, initdataProgram) },
+		verify: "is not executable",
+	},
+	{
+		name: "initdata masked", of: kata, boot: noAgent,
+		make:  func(im *image) { delete(im.files, initdata); im.links[initdata] = "/dev/null" },
+		facts: "masked", verify: "Unit podvm-initdata.service is masked",
+	},
+	{
+		name: "initdata missing", of: kata, boot: noAgent,
+		make:  func(im *image) { delete(im.files, initdata) },
+		facts: initdata + " is missing", verify: "Unit podvm-initdata.service not found",
+	},
+	{
+		name: "initdata's refusal ignored", of: kata, boot: closed, // the gate is down all the same; what follows is not the pod's
+		make: func(im *image) {
+			im.programs[initdataProgram] = "#!/bin/sh\nexit 1\n"
+			im.set(initdata, "Service", "ExecStart", "-/usr/sbin/podvm-initdata")
+		},
+		facts: initdata + ": Service.ExecStart",
+	},
+	{
+		name: "initdata refused, and only wanted", of: kata, boot: closed,
+		make: func(im *image) {
+			im.programs[initdataProgram] = "#!/bin/sh\nexit 1\n"
+			im.drop(initdata, "FailureAction")
+			delete(im.links, initdataLink)
+			im.drop(initdataDropIn, "Requires")
+			im.drop(initdataDropIn, "BindsTo")
+			im.add(initdataDropIn, "Unit", "Wants="+initdata)
+		},
+		facts: initdataDropIn + `: Unit.Requires is ""`,
+	},
+	{
+		name: "initdata's drop-in lost, and a refusal", of: kata, boot: powerOff, // the link still requires it
+		make: func(im *image) {
+			im.programs[initdataProgram] = "#!/bin/sh\nexit 1\n"
+			delete(im.files, initdataDropIn)
+		},
+		facts: initdataDropIn + " is missing",
+	},
+	{
+		name: "every device for initdata", of: kata, exposed: initdata,
+		make:  func(im *image) { im.drop(initdata, "DevicePolicy"); im.drop(initdata, "DeviceAllow") },
+		facts: initdata + ": Service.DevicePolicy",
+	},
+	{
+		name: "every capability for initdata", of: kata, exposed: initdata,
+		make:  func(im *image) { im.drop(initdata, "CapabilityBoundingSet") },
+		facts: initdata + ": Service.CapabilityBoundingSet",
+	},
+	{
 		name: "podns cannot be made", of: peerPods, boot: noAgent,
 		make: func(im *image) { im.set("netns@.service", "Service", "ExecStartPre", "/bin/false") },
 	},
+}
+
+// bare takes the initdata service out, behind which the agent would still be behind the gate.
+func (im *image) bare() {
+	delete(im.files, initdata)
+	delete(im.files, initdataDropIn)
+	delete(im.links, initdataLink)
 }
 
 // want weakens a drop-in: the guard is wanted, no longer required.

@@ -105,8 +105,21 @@ var compressors = sync.Pool{New: func() any {
 
 // Encode returns the annotation's value for document: base64 of gzip, without a time.
 func Encode(document []byte) (string, error) {
+	compressed, err := deflate(document)
+	if err != nil {
+		return "", fmt.Errorf("encode initdata: %w", err)
+	}
+	value := base64.StdEncoding.EncodeToString(compressed)
+	if len(value) > MaxEncoded {
+		return "", fmt.Errorf("encode initdata: %d bytes as an annotation, Kubernetes allows %d", len(value), MaxEncoded)
+	}
+	return value, nil
+}
+
+// deflate packs a document into one gzip member.
+func deflate(document []byte) ([]byte, error) {
 	if len(document) > MaxSize {
-		return "", fmt.Errorf("encode initdata: %d bytes, the limit is %d", len(document), MaxSize)
+		return nil, fmt.Errorf("%d bytes, the limit is %d", len(document), MaxSize)
 	}
 	var b bytes.Buffer
 	z := compressors.Get().(*gzip.Writer)
@@ -114,11 +127,7 @@ func Encode(document []byte) (string, error) {
 	z.Reset(&b) // a bytes.Buffer takes everything, so nothing here can fail
 	_, _ = z.Write(document)
 	_ = z.Close()
-	value := base64.StdEncoding.EncodeToString(b.Bytes())
-	if len(value) > MaxEncoded {
-		return "", fmt.Errorf("encode initdata: %d bytes as an annotation, Kubernetes allows %d", len(value), MaxEncoded)
-	}
-	return value, nil
+	return b.Bytes(), nil
 }
 
 // Decode returns the document inside an annotation's value.
