@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/guest/guard"
+	"portcullis.dev/portcullis/guest/service"
 	"portcullis.dev/portcullis/manifest"
 )
 
@@ -51,7 +53,11 @@ type Config struct {
 	Issuer func() (attestation.Issuer, error)
 	// OpenGuard is guard.Open.
 	OpenGuard func(context.Context) error
-	Log       *slog.Logger
+	// Volume is a volume in memory that gets the same files as Dir once it is mounted; empty where Dir is the pod's volume.
+	Volume string
+	// Service hears how things are, where a service manager started the Initializer.
+	Service service.Notifier
+	Log     *slog.Logger
 }
 
 // Coordinator is the part of api.Client that an Initializer uses.
@@ -97,6 +103,7 @@ func Run(ctx context.Context, c Config) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return k.renew(ctx) })
 	group.Go(func() error { return k.follow(ctx) })
+	group.Go(func() error { return k.publish(ctx) })
 	return group.Wait()
 }
 
@@ -135,7 +142,7 @@ func (k *keeper) change(f func(held *Credentials, now time.Time) *Credentials) e
 func (k *keeper) renew(ctx context.Context) error {
 	if held := k.current(); held != nil && held.good(time.Now()) {
 		k.Log.Info("the volume holds credentials already", held.describe()...)
-		held.awaitRenewal(ctx)
+		k.awaitRenewal(ctx, held)
 	}
 	for ctx.Err() == nil {
 		// The old credentials stay where they are until there are others.
@@ -156,16 +163,17 @@ func (k *keeper) renew(ctx context.Context) error {
 			return err
 		}
 		k.Log.Info("stored mesh credentials", got.describe()...)
-		got.awaitRenewal(ctx)
+		k.awaitRenewal(ctx, got)
 	}
 	return nil
 }
 
-// awaitRenewal waits until credentials should be renewed, or ctx is done. It is early by chance, by up to a tenth: pods that
+// awaitRenewal says that credentials are there, and waits until they should be renewed, or ctx is done. It is early by chance, by up to a tenth: pods that
 // started together do not come back together. It looks at the clock again and again, because certificates end by the clock,
 // which the host may set, and timers do not follow it. It always waits a little, so that certificates of no life do not make a
 // pod and its Coordinator run in circles.
-func (c *Credentials) awaitRenewal(ctx context.Context) {
+func (k *keeper) awaitRenewal(ctx context.Context, c *Credentials) {
+	k.Service.Ready("credentials until " + c.Chain.Leaf.NotAfter.UTC().Format(time.RFC3339))
 	now := time.Now().Round(0) // without the timers' time
 	left := c.renewal().Sub(now)
 	if left <= 0 { // a certificate of minutes, and backdated
@@ -178,6 +186,7 @@ func (c *Credentials) awaitRenewal(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-time.After(wait):
+			k.Service.Alive()
 		}
 	}
 }
@@ -219,6 +228,8 @@ func (k *keeper) obtain(ctx context.Context) (*Credentials, error) {
 			k.markChanged()
 		}
 		report(k.Log, err, wait)
+		k.Service.Alive()
+		k.Service.Status("no certificate yet, asking again in " + wait.Round(time.Second).String() + ": " + oneLine(err))
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -258,6 +269,9 @@ func (k *keeper) attempt(ctx context.Context, r *requester) (*Credentials, error
 	}
 	return got, nil
 }
+
+// oneLine is an error for a status, of which systemd takes a line.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 type exitCoder interface {
 	error

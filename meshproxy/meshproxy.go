@@ -32,6 +32,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"portcullis.dev/portcullis/guest/guard"
+	"portcullis.dev/portcullis/guest/service"
 	"portcullis.dev/portcullis/meshproxy/config"
 	"portcullis.dev/portcullis/meshproxy/confine"
 	"portcullis.dev/portcullis/meshproxy/envoy"
@@ -47,6 +48,8 @@ const (
 	stopTimeout = 2 * time.Second
 	// watchInterval is how soon new credentials are noticed.
 	watchInterval = 2 * time.Second
+	// aliveInterval is how often a service manager hears that the supervisor turns.
+	aliveInterval = 20 * time.Second
 	// ticketInterval is how long a ticket key makes tickets; it opens them for as long again.
 	ticketInterval = 300 * time.Second
 )
@@ -72,7 +75,9 @@ type Config struct {
 	AccessLog bool
 	// Guard is the kernel's when it is nil.
 	Guard Guard
-	Log   *slog.Logger
+	// Service hears how things are, where a service manager started the mesh proxy.
+	Service service.Notifier
+	Log     *slog.Logger
 }
 
 // Run proxies until ctx is cancelled, then drains. It returns an error when it could not begin, or when the guard could

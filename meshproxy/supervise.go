@@ -33,6 +33,7 @@ func (s *supervisor) supervise(ctx context.Context) error {
 		}
 		wait := delays.next(time.Since(began))
 		s.set(causeEnvoy, "Envoy is not running: "+err.Error())
+		s.Service.Status("Envoy is not running, and is started again in " + wait.String())
 		s.Log.Error("Envoy is restarted", "err", err, "after", wait.String())
 		select {
 		case <-time.After(wait):
@@ -51,6 +52,7 @@ func (e *guardError) Unwrap() error { return e.error }
 func (s *supervisor) runEnvoy(ctx context.Context, parent *parent) (live bool, err error) {
 	// What must be done at the end is done although ctx is cancelled then.
 	ending := context.WithoutCancel(ctx)
+	s.Service.Alive()
 	began := time.Now()
 	p, err := s.startEnvoy(parent)
 	if err != nil {
@@ -73,14 +75,22 @@ func (s *supervisor) runEnvoy(ctx context.Context, parent *parent) (live bool, e
 	}
 	s.Log.Info("ready", "config", s.Mesh.String(), "envoy", p.pid(), "after", time.Since(began).String())
 	s.set("", "")
+	s.Service.Ready("ready: " + s.Mesh.String())
 	debug.FreeOSMemory() // most of what it took to come here is not needed again
-	select {
-	case <-p.done:
-		s.set(causeEnvoy, "Envoy died")
-		return true, p.death()
-	case <-ctx.Done():
-		s.drain(ending, p)
-		return true, nil
+	alive := time.NewTicker(aliveInterval)
+	defer alive.Stop()
+	for {
+		select {
+		case <-p.done:
+			s.set(causeEnvoy, "Envoy died")
+			return true, p.death()
+		case <-ctx.Done():
+			s.Service.Status("draining")
+			s.drain(ending, p)
+			return true, nil
+		case <-alive.C:
+			s.Service.Alive()
+		}
 	}
 }
 

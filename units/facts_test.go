@@ -33,7 +33,7 @@ var kataFacts = slices.Concat([]fact{
 	{attestSocket, "Unit.After", guard, "what is served is for pods behind the gate"},
 	{attestSocket, "Unit.Before", agent, "before any container asks"},
 	{attestSocket, "Socket.NetworkNamespacePath", "", "containers share the machine's network"},
-}, serviceFacts, behindTheGuard(agentDropIn, agentLink), attestFacts, initdataFacts)
+}, serviceFacts, behindTheGuard(agentDropIn, agentLink), attestFacts, initdataFacts, guestFacts)
 
 var peerPodsFacts = slices.Concat([]fact{
 	{guard, "Unit.DefaultDependencies", "no", "they would stop the guard at shutdown"},
@@ -149,6 +149,66 @@ var initdataFacts = []fact{
 	{initdataDropIn, "Unit.BindsTo", initdata, "one that is masked or was skipped is not active, and that is what counts"},
 	{initdataDropIn, "Unit.After", initdata, "Requires= alone starts both at once"},
 	{initdataDropIn, "Service.Environment", "KATA_AGENT_POLICY_FILE=/run/podvm/policy.rego", "the agent's policy is the verified one"},
+}
+
+// The mesh as services of the image: nothing waits for them, nothing they do opens the gate or turns the podVM off, and nothing keeps
+// them from being started again.
+var guestFacts = []fact{
+	{waitLink, "", "../" + wait, "this pulls it into the boot"},
+	{wait, "Path.PathExists", "/run/kata-containers/sandbox/resolv.conf", "Kata's agent writes it when the network is there"},
+	{wait, "Path.Unit", "", "it starts the service of its own name"},
+	{wait, "Install.WantedBy", agent, "kata boots kata-containers.target, and a pod without a mesh has a closed gate"},
+
+	{credentials, "Unit.Requires", initdata + " " + guard, "what it is to do stands in the verified initdata"},
+	{credentials, "Unit.After", initdata + " " + guard + " " + attestSocket, "anything more could wait for a network that the agent brings"},
+	{credentials, "Unit.Wants", proxy, "this starts the mesh proxy"},
+	{credentials, "Unit.StartLimitIntervalSec", "0", "started again for ever"},
+	{credentials, "Service.Type", "notify", "ready is: there are credentials"},
+	{
+		credentials, "Service.ExecStart",
+		"/usr/sbin/podvm-initializer --pod /run/podvm --dir /run/contrast --volume /run/kata-containers/sandbox/ephemeral/contrast-secrets",
+		"the initdata, and nothing else, says what it does",
+	},
+	{credentials, "Service.TimeoutStartSec", "infinity", "it waits for a Coordinator for ever"},
+	{credentials, "Service.WatchdogSec", "15min", "a loop that stands still is started again"},
+	{credentials, "Service.RemainAfterExit", "yes", "the path is still there when it ended well, and would start it again"},
+	{credentials, "Service.Restart", "on-failure", "nobody is there to start it"},
+	{credentials, "Service.User", "root", "the credentials are root's"},
+	{credentials, "Service.RuntimeDirectory", "contrast", "in memory"},
+	{credentials, "Service.RuntimeDirectoryMode", "0700", "the key is in it"},
+	{credentials, "Service.RuntimeDirectoryPreserve", "yes", "the mesh proxy reads it while this one is started again"},
+	{credentials, "Service.BindReadOnlyPaths", "/run/kata-containers/sandbox/resolv.conf:/etc/resolv.conf", "the image's is empty"},
+	{credentials, "Service.ReadWritePaths", "/run/kata-containers/sandbox", "it writes into the pod's volume, and nowhere else"},
+	{credentials, "Service.CapabilityBoundingSet", "CAP_NET_ADMIN CAP_NET_RAW", "the guard, and marks"},
+	{credentials, "Service.ProtectSystem", "strict", "it writes no other file"},
+	{credentials, "Service.NoNewPrivileges", "yes", "nothing more, ever"},
+	{credentials, "Service.EnvironmentFile", "", "no file of the host's"},
+	{credentials, "Service.PrivateNetwork", "", "it speaks to the Coordinator"},
+
+	{proxy, "Unit.Requires", initdata + " " + guard, "what it is to do stands in the verified initdata"},
+	{proxy, "Unit.After", initdata + " " + guard + " " + credentials, "it reads credentials when it starts"},
+	{proxy, "Unit.StartLimitIntervalSec", "0", "started again for ever"},
+	{proxy, "Service.Type", "notify", "ready is: the gate is lifted for an Envoy that lives"},
+	{
+		proxy, "Service.ExecStart", "/usr/sbin/podvm-meshproxy --pod /run/podvm --credentials /run/contrast --envoy /usr/lib/podvm/envoy",
+		"the initdata, and nothing else, says what it does",
+	},
+	{proxy, "Service.ExecStopPost", "", "podvm-guard close would take the egress lock away"},
+	{proxy, "Service.TimeoutStartSec", "infinity", "it waits for the Initializer"},
+	{proxy, "Service.WatchdogSec", "3min", "a loop that stands still is started again"},
+	{proxy, "Service.RemainAfterExit", "yes", "it ended well where the initdata wants nothing of it"},
+	{proxy, "Service.Restart", "on-failure", "nobody is there to start it"},
+	{proxy, "Service.KillMode", "mixed", "it drains before its Envoy ends"},
+	{proxy, "Service.TimeoutStopSec", "30", "it drains for 20 s"},
+	{proxy, "Service.User", "root", "the credentials are root's"},
+	{proxy, "Service.RuntimeDirectory", "portcullis", "in memory"},
+	{proxy, "Service.BindReadOnlyPaths", "/run/kata-containers/sandbox/resolv.conf:/etc/resolv.conf", "the image's is empty"},
+	{proxy, "Service.ReadWritePaths", "", "it writes nowhere but into its own folder"},
+	{proxy, "Service.CapabilityBoundingSet", "CAP_NET_ADMIN CAP_NET_RAW CAP_SETUID CAP_SETGID CAP_KILL", "the guard, and an Envoy that is apart"},
+	{proxy, "Service.ProtectSystem", "strict", "it writes no other file"},
+	{proxy, "Service.NoNewPrivileges", "yes", "nothing more, ever"},
+	{proxy, "Service.EnvironmentFile", "", "no file of the host's"},
+	{proxy, "Service.PrivateNetwork", "", "it is the pod's network"},
 }
 
 // faults compares the image with its facts. [Unit] and [Install], and what is executed, are compared whole: one directive more

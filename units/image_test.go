@@ -45,6 +45,10 @@ const (
 	initdata        = "podvm-initdata.service"
 	initdataDropIn  = agent + ".d/20-podvm-initdata.conf"
 	initdataLink    = agent + ".requires/" + initdata
+	wait            = "podvm-initializer.path"
+	credentials     = "podvm-initializer.service"
+	proxy           = "podvm-meshproxy.service"
+	waitLink        = agent + ".wants/" + wait
 	forwarderDropIn = forwarder + ".d/10-podvm-guard.conf"
 	agentLink       = agent + ".requires/" + guard
 	forwarderLink   = forwarder + ".requires/" + guard
@@ -60,21 +64,23 @@ const (
 func (im *image) ours() []string {
 	ours := []string{guard, attest, attestSocket}
 	if _, ok := im.own[initdata]; ok {
-		ours = append(ours, initdata)
+		ours = append(ours, initdata, wait, credentials, proxy)
 	}
 	return ours
 }
 
 // installed are those of them that have an [Install] section.
 func (im *image) installed() []string {
-	return slices.DeleteFunc(im.ours(), func(name string) bool { return name == attest })
+	return slices.DeleteFunc(im.ours(), func(name string) bool {
+		return slices.Contains([]string{attest, credentials, proxy}, name)
+	})
 }
 
 var kata = placement{
 	name: "kata",
 	own: map[string]string{
 		guard: guard, agentDropIn: agentDropIn, attest: attest, attestSocket: attestSocket,
-		initdata: initdata, initdataDropIn: initdataDropIn,
+		initdata: initdata, initdataDropIn: initdataDropIn, wait: wait, credentials: credentials, proxy: proxy,
 	},
 	upstream: []string{"kata", "systemd"},
 	target:   "kata-containers.target",
@@ -117,6 +123,8 @@ func bake(t *testing.T, p placement) *image {
 		guardProgram:                       "#!/bin/sh\nexit 1\n", // a boot has the real one
 		attestProgram:                      "#!/bin/sh\nexit 1\n", // nobody asks
 		initdataProgram:                    "#!/bin/sh\nexit 0\n", // it has tests of its own
+		"usr/sbin/podvm-initializer":       "#!/bin/sh\nexit 1\n", // nobody makes a sandbox
+		"usr/sbin/podvm-meshproxy":         "#!/bin/sh\nexit 1\n",
 		"usr/bin/kata-agent":               standInAgent,
 		"usr/bin/agent-protocol-forwarder": "#!/bin/sh\nexec sleep infinity\n",
 		"usr/bin/ask":                      asker,
@@ -141,6 +149,7 @@ func bake(t *testing.T, p placement) *image {
 	im.links[attestLink] = "../" + attestSocket
 	if _, ok := p.own[initdata]; ok {
 		im.links[initdataLink] = "../" + initdata
+		im.links[waitLink] = "../" + wait
 	}
 	return im
 }
@@ -239,6 +248,7 @@ func TestEnableMakesTheLinks(t *testing.T) {
 			}
 			delete(im.links, attestLink)
 			delete(im.links, initdataLink)
+			delete(im.links, waitLink)
 			dir := t.TempDir()
 			im.write(t, dir)
 			if out, err := exec.Command("systemctl", append([]string{"--root=" + dir, "enable"}, im.installed()...)...).CombinedOutput(); err != nil {
@@ -253,7 +263,7 @@ func TestEnableMakesTheLinks(t *testing.T) {
 				want[unit+".requires/"+guard] = guard
 			}
 			if p.name == kata.name {
-				want[initdataLink] = initdata
+				want[initdataLink], want[waitLink] = initdata, wait
 			}
 			if len(made) != len(want) {
 				t.Errorf("systemctl enable made %q, want %q", made, want)

@@ -354,6 +354,46 @@ var mutations = []mutation{
 		facts: initdata + ": Service.CapabilityBoundingSet",
 	},
 	{
+		name: "the mesh waits for no path", of: kata,
+		make:  func(im *image) { im.set(wait, "Path", "PathExists", "/run") },
+		facts: wait + ": Path.PathExists",
+	},
+	{
+		name: "the agent requires the mesh", of: kata,
+		make: func(im *image) {
+			im.drop(wait, "WantedBy")
+			im.add(wait, "Install", "RequiredBy="+agent)
+		},
+		facts: wait + ": Install.RequiredBy",
+	},
+	{
+		name: "the mesh waits for a network that nothing brings", of: kata,
+		make: func(im *image) {
+			im.add(credentials, "Unit", "Requires=network-online.target\nAfter=network-online.target")
+		},
+		facts: credentials + ": Unit.After", verify: "network-online.target not found",
+	},
+	{
+		name: "a failed mesh turns the podVM off", of: kata,
+		make:  func(im *image) { im.add(proxy, "Unit", "FailureAction=poweroff-force") },
+		facts: proxy + ": Unit.FailureAction=poweroff-force is no fact",
+	},
+	{
+		name: "the mesh's configuration from a file of the host's", of: kata,
+		make:  func(im *image) { im.add(proxy, "Service", "EnvironmentFile=-/run/environment") },
+		facts: proxy + ": Service.EnvironmentFile",
+	},
+	{
+		name: "every capability for the mesh proxy", of: kata, exposed: proxy,
+		make:  func(im *image) { im.drop(proxy, "CapabilityBoundingSet") },
+		facts: proxy + ": Service.CapabilityBoundingSet",
+	},
+	{
+		name: "every capability for the Initializer", of: kata, exposed: credentials,
+		make:  func(im *image) { im.drop(credentials, "CapabilityBoundingSet") },
+		facts: credentials + ": Service.CapabilityBoundingSet",
+	},
+	{
 		name: "podns cannot be made", of: peerPods, boot: noAgent,
 		make: func(im *image) { im.set("netns@.service", "Service", "ExecStartPre", "/bin/false") },
 	},

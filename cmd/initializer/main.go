@@ -18,6 +18,7 @@ import (
 	"portcullis.dev/portcullis/cmd/internal/command"
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
+	"portcullis.dev/portcullis/guest/service"
 	"portcullis.dev/portcullis/initializer"
 	"portcullis.dev/portcullis/manifest"
 	"portcullis.dev/portcullis/meshproxy/config"
@@ -51,6 +52,11 @@ func run(ctx context.Context, args []string) (err error) {
 	if err != nil || o.help {
 		return err
 	}
+	log := command.Logger("initializer")
+	if o.elsewhere != "" {
+		log.Info("there is nothing to do", "why", o.elsewhere)
+		return o.service.Done("nothing to do: " + o.elsewhere)
+	}
 	newDialer := func() *net.Dialer { return new(net.Dialer) }
 	if o.locked {
 		newDialer = guard.Dialer
@@ -59,7 +65,6 @@ func run(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return &command.UsageError{Err: err}
 	}
-	log := command.Logger("initializer")
 	// It asks nobody before evidence of hardware is judged, which takes a pin.
 	cache, err := collateral.New(collateral.Config{Dialer: newDialer(), Log: log})
 	if err != nil {
@@ -74,6 +79,8 @@ func run(ctx context.Context, args []string) (err error) {
 		Validation:  manifest.ValidatorOptions{Collateral: cache},
 		Issuer:      func() (attestation.Issuer, error) { return evidence.NewIssuer(o.tee) },
 		OpenGuard:   guard.Open,
+		Volume:      o.volume,
+		Service:     o.service,
 		Log:         log,
 	})
 }
@@ -105,13 +112,18 @@ type options struct {
 	tee         string
 	json        bool
 	help        bool
+
+	// As a service of the podVM's image.
+	volume    string
+	service   service.Notifier
+	elsewhere string // why there is nothing to do; empty where there is
 }
 
 // parse reads the arguments of the command, or of "initializer ready", which takes --dir only, or "initializer status". A pod's measured policy
 // pins arguments but lets the host drop environment variables: so the arguments win, and an environment that says
 // something else is an error rather than a second opinion.
 func parse(name string, args []string, environment func(string) string) (o options, err error) {
-	var policy string
+	var policy, pod string
 	var pins []string
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // an error is one line, and command.Main prints it
@@ -129,6 +141,9 @@ func parse(name string, args []string, environment func(string) string) (o optio
 		flags.BoolVar(&o.noMesh, "no-mesh", false, "open the guard: this pod is to be reached without the mesh")
 		flags.StringVar(&policy, "egress-policy", "",
 			"`word`: closed or closed,dns mark the connections to the Coordinator for the egress lock, which takes CAP_NET_RAW")
+		flags.StringVar(&pod, "pod", "", "`folder` of the pod's verified initdata, for a service of the podVM's image: it says what the flags\n"+
+			"coordinator, coordinator-pin, no-mesh and egress-policy say to a container")
+		flags.StringVar(&o.volume, "volume", "", "`folder` that gets the credentials as well, once a volume in memory is mounted there")
 		flags.StringVar(&o.tee, "tee", "", "`name` of the guest's source of evidence: auto, socket, snp, tdx; auto if not given")
 	}
 	if err := flags.Parse(args); err != nil {
@@ -148,6 +163,13 @@ func parse(name string, args []string, environment func(string) string) (o optio
 	}
 	if name != "initializer" {
 		return o, nil
+	}
+	if pod != "" {
+		environment = func(string) string { return "" }
+		o.service = service.Systemd()
+		if o.elsewhere, err = fromPod(flags, pod); err != nil || o.elsewhere != "" {
+			return o, err
+		}
 	}
 	for _, value := range []struct {
 		argument                *string

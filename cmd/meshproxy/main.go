@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"portcullis.dev/portcullis/cmd/internal/command"
+	"portcullis.dev/portcullis/guest/service"
 	"portcullis.dev/portcullis/meshproxy"
 	"portcullis.dev/portcullis/meshproxy/config"
 	"portcullis.dev/portcullis/meshproxy/confine"
@@ -39,6 +40,8 @@ Flags:
   --credentials DIR    what the Initializer wrote (default /contrast)
   --run-dir DIR        a directory in memory, for the mesh proxy alone (default /run/portcullis)
   --drain DURATION     how long connections may take to end after SIGTERM (default 20s)
+  --pod DIR            the pod's verified initdata, for a service of the podVM's image: it says what ingress, egress,
+                       egress-policy, admin-port, probes and access-log say to a container, and no variable counts
 
 A flag wins over its environment variable; where both are given and differ, that is an error: the host can drop and add
 environment variables of a container, but not change arguments that its policy pins.
@@ -65,6 +68,8 @@ func run(ctx context.Context, args []string) error {
 		args = args[1:]
 	}
 	var envoyUser uint
+	var pod string
+	lookup := os.LookupEnv
 	if !asksReady {
 		flags.String("ingress", "", "")
 		flags.String("egress", "", "")
@@ -77,6 +82,7 @@ func run(ctx context.Context, args []string) error {
 		flags.IntVar(&cfg.Concurrency, "concurrency", 1, "")
 		flags.StringVar(&cfg.Credentials, "credentials", "/contrast", "")
 		flags.DurationVar(&cfg.Drain, "drain", 20*time.Second, "")
+		flags.StringVar(&pod, "pod", "", "")
 	}
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		_, err := fmt.Print(help)
@@ -97,14 +103,26 @@ func run(ctx context.Context, args []string) error {
 		return usage("--drain %v: want no less than 0s", cfg.Drain)
 	}
 	cfg.EnvoyUser = uint32(envoyUser)
-	var err error
-	if cfg.Mesh, err = meshConfig(flags, os.LookupEnv); err != nil {
-		return err
-	}
-	if cfg.AccessLog, err = accessLog(flags, os.LookupEnv); err != nil {
-		return err
-	}
 	cfg.Log = command.Logger("meshproxy")
+	if pod != "" {
+		lookup = func(string) (string, bool) { return "", false }
+		cfg.Service = service.Systemd()
+		elsewhere, err := fromPod(flags, pod)
+		if err != nil {
+			return err
+		}
+		if elsewhere != "" {
+			cfg.Log.Info("there is nothing to do", "why", elsewhere)
+			return cfg.Service.Done("nothing to do: " + elsewhere)
+		}
+	}
+	var err error
+	if cfg.Mesh, err = meshConfig(flags, lookup); err != nil {
+		return err
+	}
+	if cfg.AccessLog, err = accessLog(flags, lookup); err != nil {
+		return err
+	}
 	cfg.Hurry = command.SecondSignal()
 	if err := confine.Self(cfg.EnvoyUser); err != nil {
 		return fmt.Errorf("start the mesh proxy: %w", err)
