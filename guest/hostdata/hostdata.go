@@ -72,8 +72,17 @@ func (s sources) read(ctx context.Context, commandLine string) (Commitment, erro
 	if err != nil {
 		return Commitment{}, nil
 	}
-	return fromSNP(ctx, issuer, nonce)
+	c, err := fromSNP(ctx, issuer, nonce)
+	if _, answered := errors.AsType[*issueError](err); answered {
+		return Commitment{}, nil // it is the image's own, and there is no TEE for it either
+	}
+	return c, err
 }
+
+// issueError says that there was no report, and not that there was a bad one.
+type issueError struct{ error }
+
+func (e *issueError) Unwrap() error { return e.error }
 
 func hasWord(commandLine, word string) bool {
 	for w := range strings.FieldsSeq(commandLine) {
@@ -92,7 +101,7 @@ func fromSNP(ctx context.Context, issuer attestation.Issuer, nonce [64]byte) (Co
 	}
 	e, err := issuer.Issue(ctx, data)
 	if err != nil {
-		return Commitment{}, err
+		return Commitment{}, &issueError{err}
 	}
 	report, err := abi.ReportToProto(e.Report)
 	if err != nil {

@@ -63,15 +63,23 @@ func TestWithoutATEETheWordDecides(t *testing.T) {
 	if err != nil || got.Digest != digest || !got.Measured() {
 		t.Errorf("with a pretended TEE: %+v, %v", got, err)
 	}
-	got, err = sources{noTDX, nothing, nothing}.read(context.Background(), allowed)
-	if err != nil || got.Measured() {
-		t.Errorf("without one: %+v, %v", got, err)
+	for _, without := range []func() (attestation.Issuer, error){nothing, is(refuses{})} {
+		got, err = sources{noTDX, nothing, without}.read(context.Background(), allowed)
+		if err != nil || got.Measured() {
+			t.Errorf("without one: %+v, %v", got, err)
+		}
+	}
+	if _, err := (sources{noTDX, nothing, is(stale{pretended(t, digest)})}).read(context.Background(), allowed); err == nil {
+		t.Error("an old report of a pretended TEE is believed")
 	}
 }
 
 func TestATEEThatFailsIsNotMissing(t *testing.T) {
 	broken := errors.New("broken")
 	fails := func() (attestation.Issuer, error) { return nil, broken }
+	if _, err := (sources{noTDX, is(refuses{}), is(pretended(t, digest))}).read(context.Background(), allowed); err == nil {
+		t.Error("SNP without a report: the pretended TEE was asked")
+	}
 	if _, err := (sources{noTDX, fails, is(pretended(t, digest))}).read(context.Background(), allowed); !errors.Is(err, broken) {
 		t.Errorf("SNP: error %v", err)
 	}
@@ -79,6 +87,13 @@ func TestATEEThatFailsIsNotMissing(t *testing.T) {
 	if _, err := (sources{tdx, is(pretended(t, digest)), fails}).read(context.Background(), allowed); !errors.Is(err, broken) {
 		t.Errorf("TDX: error %v", err)
 	}
+}
+
+// refuses is podvm-attest on a machine without a TEE.
+type refuses struct{}
+
+func (refuses) Issue(context.Context, attestation.ReportData) (attestation.Evidence, error) {
+	return attestation.Evidence{}, errors.New("no")
 }
 
 // stale answers with evidence about other report data.

@@ -55,6 +55,52 @@ func TestAPinnedCommandLineTakesNoOther(t *testing.T) {
 	wantError(t, pinned(built, t.TempDir()), "is a directory") // what cannot be read is not known to be equal
 }
 
+func TestTheRootIsOnTheDiskThatHasBothPartitions(t *testing.T) {
+	type partition struct{ disk, name, label string }
+	for _, c := range []struct {
+		name         string
+		partitions   []partition
+		data, hashes string
+	}{
+		{"alone", []partition{{"vda", "vda1", "root"}, {"vda", "vda2", "root-verity"}}, "/dev/vda1", "/dev/vda2"},
+		{"behind another disk", []partition{
+			{"vda", "vda1", "ESP"}, {"vdb", "vdb1", "root"}, {"vdb", "vdb2", "root-verity"},
+		}, "/dev/vdb1", "/dev/vdb2"},
+		{"in another order", []partition{{"vda", "vda1", "root-verity"}, {"vda", "vda2", "root"}}, "/dev/vda2", "/dev/vda1"},
+		{"two of them", []partition{
+			{"vdb", "vdb1", "root"}, {"vdb", "vdb2", "root-verity"}, {"vda", "vda1", "root"}, {"vda", "vda2", "root-verity"},
+		}, "/dev/vda1", "/dev/vda2"},
+		{"halves of two disks", []partition{{"vda", "vda1", "root"}, {"vdb", "vdb1", "root-verity"}}, "", ""},
+		{"other names", []partition{{"vda", "vda1", "roots"}, {"vda", "vda2", "root-verity-sig"}}, "", ""},
+		{"none", nil, "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			class := filepath.Join(dir, "class")
+			if err := os.Mkdir(class, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range c.partitions {
+				device := filepath.Join(dir, "devices", p.disk, p.name)
+				if err := os.MkdirAll(device, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				uevent := "MAJOR=254\nDEVNAME=" + p.name + "\nDEVTYPE=partition\nPARTNAME=" + p.label + "\n"
+				if err := os.WriteFile(filepath.Join(device, "uevent"), []byte(uevent), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Symlink(device, filepath.Join(class, p.name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			data, hashes, err := findDisk(class)
+			if data != c.data || hashes != c.hashes || (err == nil) != (c.data != "") {
+				t.Errorf("%q, %q, %v", data, hashes, err)
+			}
+		})
+	}
+}
+
 // written is a superblock as veritysetup writes it.
 func written(change func(b []byte)) []byte {
 	b := make([]byte, superblockSize)
@@ -97,7 +143,7 @@ func TestSuperblock(t *testing.T) {
 				return
 			}
 			const want = "1 /dev/vda1 /dev/vda2 4096 4096 24000 1 sha256 " + hash + " "
-			if got := s.table(dataDevice, hashDevice, hash); got != want+strings.Repeat("ab", 32)+" 1 panic_on_corruption" {
+			if got := s.table("/dev/vda1", "/dev/vda2", hash); got != want+strings.Repeat("ab", 32)+" 1 panic_on_corruption" {
 				t.Errorf("table %q", got)
 			}
 		})

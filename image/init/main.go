@@ -21,8 +21,8 @@ import (
 const (
 	systemd = "/usr/lib/systemd/systemd"
 	newRoot = "/sysroot"
-	// The disk that the host calls the first has the root in its first partition and the hashes in its second.
-	dataDevice, hashDevice = "/dev/vda1", "/dev/vda2"
+	// What the partitions of the root's disk are called: that of the data, and that of the tree of hashes.
+	dataName, hashName = "root", "root-verity"
 	// A disk appears when its driver has found it. A host that has none gets no podVM.
 	diskTimeout = 60 * time.Second
 )
@@ -142,17 +142,15 @@ func loadModule(name string) error {
 // openRoot waits for the disk and returns the device whose every block is checked against hash.
 func openRoot(hash string) (string, error) {
 	deadline := time.Now().Add(diskTimeout)
-	for {
-		_, err := os.Stat(hashDevice)
-		if err == nil {
-			break
-		}
+	data, hashes, err := findDisk("/sys/class/block")
+	for err != nil {
 		if time.Now().After(deadline) {
 			return "", fmt.Errorf("no root disk within %v: %w", diskTimeout, err)
 		}
 		time.Sleep(20 * time.Millisecond)
+		data, hashes, err = findDisk("/sys/class/block")
 	}
-	header, err := readHeader(hashDevice)
+	header, err := readHeader(hashes)
 	if err != nil {
 		return "", err
 	}
@@ -160,7 +158,53 @@ func openRoot(hash string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return createVerity("root", s.table(dataDevice, hashDevice, hash), s.dataBlocks)
+	return createVerity("root", s.table(data, hashes, hash), s.dataBlocks)
+}
+
+// findDisk returns the two partitions of the first disk that has both. Which disk that is, the host chooses, and what is on it; the
+// hash decides whether it is the root.
+func findDisk(class string) (data, hashes string, err error) {
+	partitions, err := filepath.Glob(filepath.Join(class, "*"))
+	if err != nil {
+		return "", "", err
+	}
+	type disk struct{ data, hashes string }
+	disks := map[string]*disk{}
+	for _, p := range partitions { // Glob sorts
+		device, err := filepath.EvalSymlinks(p) // below its disk
+		if err != nil {
+			continue // it went
+		}
+		uevent, err := os.ReadFile(filepath.Join(device, "uevent"))
+		if err != nil {
+			continue
+		}
+		d := disks[filepath.Dir(device)]
+		if d == nil {
+			d = new(disk)
+			disks[filepath.Dir(device)] = d
+		}
+		switch path := filepath.Join("/dev", filepath.Base(p)); property(string(uevent), "PARTNAME") {
+		case dataName:
+			d.data = path
+		case hashName:
+			d.hashes = path
+		}
+		if d.data != "" && d.hashes != "" {
+			return d.data, d.hashes, nil
+		}
+	}
+	return "", "", fmt.Errorf("no disk has partitions %s and %s", dataName, hashName)
+}
+
+// property is a line of a uevent file: NAME=value.
+func property(uevent, name string) string {
+	for line := range strings.Lines(uevent) {
+		if value, ok := strings.CutPrefix(line, name+"="); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
 }
 
 func readHeader(device string) ([]byte, error) {

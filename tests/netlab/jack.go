@@ -43,6 +43,11 @@ func (l *Lab) NewJack() (*Jack, error) {
 // Addresses are IPv4 and IPv6, in that order.
 func (j *Jack) Addresses() []netip.Addr { return []netip.Addr{j.IPv4, j.IPv6} }
 
+// Prefixes are the addresses with the lengths of the lab's networks.
+func (j *Jack) Prefixes() []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(j.IPv4, 24), netip.PrefixFrom(j.IPv6, 64)}
+}
+
 // Remove takes the device away. A machine that has it open loses its network.
 func (j *Jack) Remove() error {
 	link, err := netlink.LinkByName(j.Device)

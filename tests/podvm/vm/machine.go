@@ -170,9 +170,9 @@ func (m *Machine) arguments() ([]string, error) {
 		// sata and smbus cost TCG seconds, and podVMs have neither.
 		"-machine", "q35,sata=off,smbus=off,accel=" + Accelerator(), "-cpu", cpu,
 		"-smp", fmt.Sprint(processors), "-m", fmt.Sprint(memory),
-		"-serial", "file:" + m.path("console"),
-		"-qmp", "unix:" + m.path("qmp") + ",server=on,wait=off",
-		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,path=" + m.path("agent") + ",server=on,wait=off",
+		"-serial", "file:" + option(m.path("console")),
+		"-qmp", "unix:" + option(m.path("qmp")) + ",server=on,wait=off",
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,path=" + option(m.path("agent")) + ",server=on,wait=off",
 		"-device", "virtserialport,chardev=agent,id=agent,name=" + AgentPort,
 		"-device", "virtio-rng-pci",
 		// Where a NIC can be plugged in later.
@@ -211,7 +211,7 @@ func (m *Machine) arguments() ([]string, error) {
 			}
 		}
 		a = append(a, "-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+Firmware,
-			"-drive", "if=pflash,unit=1,format=raw,file="+m.path("vars"))
+			"-drive", "if=pflash,unit=1,format=raw,file="+option(m.path("vars")))
 		disks = append(slices.Clone(m.Disks), root)
 	default:
 		return nil, fmt.Errorf("no way to start it: %q", m.Way)
@@ -220,7 +220,7 @@ func (m *Machine) arguments() ([]string, error) {
 		if _, err := os.Stat(d); err != nil {
 			return nil, err
 		}
-		a = append(a, "-drive", fmt.Sprintf("if=none,id=disk%d,format=raw,readonly=on,file=%s", i, d),
+		a = append(a, "-drive", fmt.Sprintf("if=none,id=disk%d,format=raw,readonly=on,file=%s", i, option(d)),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d", i))
 	}
 	for name, content := range m.Credentials {
@@ -238,6 +238,9 @@ func (m *Machine) arguments() ([]string, error) {
 	}
 	return a, nil
 }
+
+// option writes a path as the value of one of qemu's options, in which a comma ends the value and two are one.
+func option(path string) string { return strings.ReplaceAll(path, ",", ",,") }
 
 func (m *Machine) jack() (*netlab.Jack, error) {
 	j, err := m.lab.NewJack()

@@ -2,6 +2,9 @@
 //
 //	simtee init DIR
 //	simtee serve --world DIR --host-data HEX --measurement HEX [--socket @podvm-attest]
+//	simtee serve --disk-in DIR [--disk-in DIR]...
+//
+// The latter plays the machine of a disk that is among the block devices and files of a folder, and takes systemd's socket.
 //
 // serve prints one line to standard output once it listens, and stays until SIGINT or SIGTERM.
 package main
@@ -15,6 +18,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/coreos/go-systemd/v22/activation"
 
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/tests/simtee"
@@ -34,7 +39,8 @@ func main() {
 
 type usageError struct{ error }
 
-const usage = "want simtee init DIR, or simtee serve --world DIR --host-data HEX --measurement HEX [--socket NAME]"
+const usage = "want simtee init DIR, or simtee serve --world DIR --host-data HEX --measurement HEX [--socket NAME], " +
+	"or simtee serve --disk-in DIR..."
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
@@ -71,8 +77,16 @@ func serve(ctx context.Context, args []string) error {
 	hostData := flags.String("host-data", "", "what the host gave at launch: 64 hexadecimal digits")
 	measured := flags.String("measurement", "", "what was launched: 96 hexadecimal digits")
 	socket := flags.String("socket", evidence.Socket, "the abstract Unix socket to serve on")
+	var disks []string
+	flags.Func("disk-in", "a folder with the machine's disk", func(dir string) error {
+		disks = append(disks, dir)
+		return nil
+	})
 	if err := flags.Parse(args); err != nil {
 		return &usageError{err}
+	}
+	if len(disks) > 0 {
+		return serveDisk(ctx, disks)
 	}
 	if flags.NArg() > 0 || *dir == "" {
 		return &usageError{errors.New(usage)}
@@ -97,4 +111,22 @@ func serve(ctx context.Context, args []string) error {
 		return fmt.Errorf("say that simtee listens: %w", err)
 	}
 	return evidence.Serve(ctx, listener, world.Machine(measurement, [32]byte(data)))
+}
+
+// serveDisk answers on the socket that systemd passes.
+func serveDisk(ctx context.Context, folders []string) error {
+	var faults []error
+	for _, dir := range folders {
+		machine, err := simtee.FindDisk(dir)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		listeners, err := activation.Listeners()
+		if err != nil || len(listeners) != 1 || listeners[0] == nil {
+			return fmt.Errorf("want one socket of systemd's, not %d: %w", len(listeners), err)
+		}
+		return evidence.Serve(ctx, listeners[0], machine)
+	}
+	return errors.Join(faults...)
 }

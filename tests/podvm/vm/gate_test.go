@@ -1,0 +1,217 @@
+package vm_test
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"testing"
+	"time"
+
+	"portcullis.dev/portcullis/tests/podvm/kata"
+	"portcullis.dev/portcullis/tests/podvm/vm"
+)
+
+// What is knocked at: a workload's port, the mesh proxy's own, one of the Coordinator's and of ssh, and datagrams.
+var doors = []vm.Door{
+	{Transport: "tcp", Port: 22}, {Transport: "tcp", Port: 1313}, {Transport: "tcp", Port: workloadPort}, {Transport: "tcp", Port: 15006},
+	{Transport: "tcp", Port: 15007}, {Transport: "tcp", Port: 15021}, {Transport: "udp", Port: 53},
+}
+
+const workloadPort = 8080
+
+// An order is what must have happened before what, by the guest's own monotonic clock.
+type order struct{ unit, when, before, then, why string }
+
+// Properties of systemd's units, in microseconds since the kernel began: org.freedesktop.systemd1(5).
+const (
+	active  = "ActiveEnterTimestampMonotonic"
+	started = "ExecMainStartTimestampMonotonic"
+)
+
+var orders = []order{
+	{"podvm-guard.service", active, "network-pre.target", active, "no interface is configured before the gate is down"},
+	{"podvm-guard.service", active, "kata-agent.service", started, "no container, and no address, before the gate is down"},
+	{"podvm-guard.service", active, "podvm-attest.socket", active, "what is served is for pods behind the gate"},
+	{"podvm-guard.service", active, "podvm-initdata.service", started, "what the host attached is read behind the gate"},
+	{"podvm-initdata.service", active, "kata-agent.service", started, "the agent's policy is the verified one"},
+}
+
+// check prints the times and compares them.
+func check(t *testing.T, e kata.Evidence, orders []order) {
+	t.Helper()
+	for _, o := range orders {
+		first, second := microseconds(t, e, o.unit, o.when), microseconds(t, e, o.before, o.then)
+		t.Logf("%s at %.3f s, %s at %.3f s", o.unit, first.Seconds(), o.before, second.Seconds())
+		if first >= second {
+			t.Errorf("%s (%s) was not before %s (%s): %s", o.unit, o.when, o.before, o.then, o.why)
+		}
+	}
+}
+
+func microseconds(t *testing.T, e kata.Evidence, unit, property string) time.Duration {
+	t.Helper()
+	n, err := strconv.ParseInt(e.Units[unit][property], 10, 64)
+	if err != nil || n <= 0 {
+		t.Fatalf("%s of %s is %q: that never happened", property, unit, e.Units[unit][property])
+	}
+	return time.Duration(n) * time.Microsecond
+}
+
+func units(orders []order) (names []string) {
+	seen := map[string]bool{}
+	for _, o := range orders {
+		for _, u := range []string{o.unit, o.before} {
+			if !seen[u] {
+				seen[u] = true
+				names = append(names, u)
+			}
+		}
+	}
+	return names
+}
+
+// knock watches a machine from now on.
+func knock(t *testing.T, m *vm.Machine, doors ...vm.Door) *vm.Watch {
+	t.Helper()
+	lab, err := theLab()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := vm.Knocking(lab.knocker, m.Addresses(), doors...)
+	t.Cleanup(func() { w.Stop() })
+	return w
+}
+
+// dropped returns when the guard has dropped what was knocked: the packets came as far as the gate.
+func (g *guest) dropped(t *testing.T, ctx context.Context, more uint64) kata.Evidence {
+	t.Helper()
+	var e kata.Evidence
+	until(t, ctx, func() error {
+		if e = g.show(t); e.Guard.Drops < more {
+			return fmt.Errorf("the guard has dropped %d packets, want %d", e.Guard.Drops, more)
+		}
+		return nil
+	})
+	t.Logf("guard %s, %d packets dropped", e.Guard.State, e.Guard.Drops)
+	return e
+}
+
+// The gate is down before the agent starts, and from power-on to the end nobody gets an answer of any kind.
+func TestGateIsDownBeforeTheAgent(t *testing.T) {
+	for n := range 3 {
+		for _, way := range []vm.Way{vm.Direct, vm.UKI}[:min(2, 3-n)] {
+			t.Run(fmt.Sprintf("boot%d/%s", n+1, way), func(t *testing.T) {
+				m := start(t, vm.Spec{Image: image(t, "plain"), Way: way})
+				w := knock(t, m, doors...)
+				g := greet(t, m)
+				t.Logf("%s: the agent opened its port %.1f s after power-on", vm.Accelerator(), m.AgentStarted().Sub(m.Began).Seconds())
+				e := g.show(t, units(orders)...)
+				check(t, e, orders)
+				g.configure(t, m.Jack)
+				ctx := within(t, time.Minute)
+				neighbours(t, ctx, m.Addresses())
+				g.dropped(t, ctx, uint64(2*len(doors)))
+				knocks := w.Stop()
+				t.Log(knocks)
+				if a := knocks.Answered(); len(a) > 0 {
+					t.Errorf("%d knocks were answered, the first at %s: %s", len(a), a[0].Door, a[0].Saw)
+				}
+				if len(knocks.Timeouts()) == 0 {
+					t.Error("no knock ever reached the machine")
+				}
+			})
+		}
+	}
+}
+
+// The control: with a guard that lets in, the same knocks at the same image are answered. A dead network is no closed gate.
+func TestKnocksReachAnOpenGuest(t *testing.T) {
+	m := start(t, vm.Spec{Image: image(t, "accepting"), Way: vm.Direct})
+	w := knock(t, m, doors...)
+	g := greet(t, m)
+	g.configure(t, m.Jack)
+	second, err := m.PlugNIC(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.configure(t, second)
+	ctx := within(t, time.Minute)
+	lab, err := theLab()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range append(m.Addresses(), second.Addresses()...) {
+		until(t, ctx, func() error {
+			got := vm.Knocking(lab.knocker, second.Addresses(), vm.Door{Transport: "tcp", Port: workloadPort})
+			time.Sleep(300 * time.Millisecond)
+			knocks := got.Stop()
+			if len(knocks.Answered()) == 0 {
+				return fmt.Errorf("%s: %s", a, knocks)
+			}
+			return nil
+		})
+	}
+	knocks := w.Stop()
+	t.Log(knocks)
+	for _, a := range m.Addresses() {
+		answered := false
+		for _, k := range knocks.Answered() {
+			answered = answered || k.To == a && k.Door.Port == workloadPort && k.Bytes != ""
+		}
+		if !answered {
+			t.Errorf("nothing came from %s, and nothing stops it", a)
+		}
+	}
+}
+
+// A NIC that is plugged in later, and given addresses, is behind the same gate.
+func TestSecondNICIsGuarded(t *testing.T) {
+	g := boot(t, vm.Spec{Image: image(t, "plain"), Way: vm.Direct})
+	g.configure(t, g.Jack)
+	second, err := g.PlugNIC(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lab, err := theLab()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := vm.Knocking(lab.knocker, second.Addresses(), doors...)
+	t.Cleanup(func() { w.Stop() })
+	g.configure(t, second)
+	ctx := within(t, time.Minute)
+	neighbours(t, ctx, second.Addresses())
+	g.dropped(t, ctx, uint64(2*len(doors)))
+	knocks := w.Stop()
+	t.Log(knocks)
+	if a := knocks.Answered(); len(a) > 0 {
+		t.Errorf("%d knocks at the second NIC were answered, the first at %s: %s", len(a), a[0].Door, a[0].Saw)
+	}
+}
+
+// A guard that fails leaves no podVM: the agent never starts, and the machine switches itself off.
+func TestBrokenGuardPowersOff(t *testing.T) {
+	m := start(t, vm.Spec{Image: image(t, "broken"), Way: vm.Direct})
+	w := knock(t, m, doors...)
+	refused(t, m, vm.PoweredOff)
+	t.Logf("\n%s", mentions(m, "podvm-guard", "Power down"))
+	if a := w.Stop().Answered(); len(a) > 0 {
+		t.Errorf("%d knocks were answered", len(a))
+	}
+}
+
+// refused waits for a machine that must end by itself before its agent starts.
+func refused(t *testing.T, m *vm.Machine, want vm.Ending) {
+	t.Helper()
+	got, err := m.Wait(within(t, bootTime))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s %.1f s after power-on", got, time.Since(m.Began).Seconds())
+	if got != want {
+		t.Errorf("the machine ended: %s, want %s\n%s", got, want, m.LastOfConsole(20))
+	}
+	if at := m.AgentStarted(); !at.IsZero() {
+		t.Errorf("the agent started %.1f s after power-on", at.Sub(m.Began).Seconds())
+	}
+}
