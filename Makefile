@@ -73,6 +73,7 @@ bin/matrix: MAIN = ./tests/matrix
 bin/meshbench: MAIN = ./tests/bench/mesh
 bin/cabench: MAIN = ./tests/bench/ca
 bin/standin-agent: MAIN = ./tests/podvm/standin
+bin/demo-vm: MAIN = ./tests/podvm/demo
 bin/%: MAIN = ./cmd/$*
 bin/%: $(SOURCES) vendor/modules.txt
 	@mkdir -p bin

@@ -203,10 +203,10 @@ var guestFacts = []fact{
 	{proxy, "Service.User", "root", "the credentials are root's"},
 	{proxy, "Service.RuntimeDirectory", "portcullis", "in memory"},
 	{proxy, "Service.BindReadOnlyPaths", "/run/kata-containers/sandbox/resolv.conf:/etc/resolv.conf", "the image's is empty"},
-	{proxy, "Service.ReadWritePaths", "", "it writes nowhere but into its own folder"},
+	{proxy, "Service.ReadWritePaths", "/proc/sys/net", "it writes nowhere but into its own folder, and one tunable"},
 	{proxy, "Service.CapabilityBoundingSet", "CAP_NET_ADMIN CAP_NET_RAW CAP_SETUID CAP_SETGID CAP_KILL", "the guard, and an Envoy that is apart"},
 	{proxy, "Service.ProtectSystem", "strict", "it writes no other file"},
-	{proxy, "Service.NoNewPrivileges", "yes", "nothing more, ever"},
+	{proxy, "Service.NoNewPrivileges", "", "it could start no Envoy; it sets this itself"},
 	{proxy, "Service.EnvironmentFile", "", "no file of the host's"},
 	{proxy, "Service.PrivateNetwork", "", "it is the pod's network"},
 }

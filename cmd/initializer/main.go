@@ -35,7 +35,10 @@ these are not given.
 
 `
 
-func main() { command.Main("initializer", run) }
+func main() {
+	service.SmallPages()
+	command.Main("initializer", run)
+}
 
 func run(ctx context.Context, args []string) (err error) {
 	if len(args) > 0 && args[0] == "ready" {

@@ -54,6 +54,7 @@ Exit codes:
 `
 
 func main() {
+	service.SmallPages()
 	confine.Launch() // in the process that becomes Envoy
 	command.Main("meshproxy", run)
 }

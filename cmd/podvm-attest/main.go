@@ -15,6 +15,7 @@ import (
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/cmd/internal/command"
 	"portcullis.dev/portcullis/guest/evidence"
+	"portcullis.dev/portcullis/guest/service"
 )
 
 const help = `podvm-attest serves evidence of this guest's TEE on the abstract Unix socket @podvm-attest.
@@ -37,7 +38,10 @@ Exit codes:
 It needs root in the guest, whose kernel gives evidence to nobody else, and no capability.
 `
 
-func main() { command.Main("podvm-attest", run) }
+func main() {
+	service.SmallPages()
+	command.Main("podvm-attest", run)
+}
 
 func run(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("podvm-attest", flag.ContinueOnError)

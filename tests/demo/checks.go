@@ -56,7 +56,7 @@ func (d *demo) overBoth(check string, want expectation, addrs []netip.Addr, prob
 	}
 	wg.Wait()
 	for i, a := range addrs {
-		d.table.add(check, family(a), want.text, seen[i].String(), want.met(seen[i]))
+		d.table.Add(check, family(a), want.text, seen[i].String(), want.met(seen[i]))
 	}
 }
 
@@ -83,7 +83,7 @@ func (d *demo) checkReport() error {
 		saw += ", and strangers"
 	}
 	want := fmt.Sprintf("%d of %[1]d", len(d.shop.templates))
-	d.table.add("report.html shows the shop's pods by their policies", "-", want, saw, saw == want)
+	d.table.Add("report.html shows the shop's pods by their policies", "-", want, saw, saw == want)
 	return nil
 }
 
@@ -245,9 +245,9 @@ func (d *demo) checkCall(ctx context.Context, backend string, v6 bool, outside *
 		}
 		leaked = d.wire.Saw(mark, goods("catalog"))
 	}
-	d.table.add("web -> "+backend+" through 127.137.0.x", family(to), want.text, seen.String(), err == nil)
+	d.table.Add("web -> "+backend+" through 127.137.0.x", family(to), want.text, seen.String(), err == nil)
 	saw := fmt.Sprintf("%d TLS records, clear text: %t", handshakes, leaked)
-	d.table.add("the same, seen on the wire", family(to), "TLS handshake, no clear text", saw, handshakes > 0 && !leaked)
+	d.table.Add("the same, seen on the wire", family(to), "TLS handshake, no clear text", saw, handshakes > 0 && !leaked)
 	return nil
 }
 
@@ -358,7 +358,7 @@ func (d *demo) checkWrongMeasurement(ctx context.Context) error {
 	if line != "" {
 		saw = `"field":"MEASUREMENT","got":"5a5a..."`
 	}
-	d.table.add("podVM with another measurement, in the Coordinator's log", "-", "refused, field MEASUREMENT", saw,
+	d.table.Add("podVM with another measurement, in the Coordinator's log", "-", "refused, field MEASUREMENT", saw,
 		strings.Contains(line, strings.Repeat("5a", 48)))
 	if d.broke == "measurement" {
 		if err := openByForce(pod.VM); err != nil {
@@ -370,7 +370,7 @@ func (d *demo) checkWrongMeasurement(ctx context.Context) error {
 	if err == nil {
 		saw = "a certificate"
 	}
-	d.table.add("podVM with another measurement, in its /contrast", "-", "no certificate", saw, err != nil)
+	d.table.Add("podVM with another measurement, in its /contrast", "-", "no certificate", saw, err != nil)
 	d.overBoth("podVM with another measurement, from outside", noByte, pod.VM.Addresses(), func(a netip.Addr) outcome {
 		return get(ctx, d.owner, netip.AddrPortFrom(a, shopPort), "/", nil)
 	})

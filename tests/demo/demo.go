@@ -24,6 +24,7 @@ import (
 	"portcullis.dev/portcullis/api"
 	"portcullis.dev/portcullis/guest/initdata"
 	"portcullis.dev/portcullis/tests/netlab"
+	"portcullis.dev/portcullis/tests/table"
 )
 
 //go:embed shop.yaml
@@ -53,7 +54,7 @@ type demo struct {
 
 	shop  deployment
 	pods  map[string]*netlab.Pod
-	table table
+	table table.Table
 }
 
 // deployment is one injected YAML with its manifest.

@@ -113,7 +113,7 @@ func (d *demo) run(ctx context.Context) error {
 			say("%d checks made", made)
 		}
 	}
-	return d.table.print(time.Since(began))
+	return d.table.Print(time.Since(began))
 }
 
 func say(format string, args ...any) { fmt.Printf("      "+format+"\n", args...) }

@@ -55,5 +55,5 @@ func (d *demo) addState(ctx context.Context, check, want string, vm *netlab.PodV
 	if json.Unmarshal([]byte(o.answer), &health) == nil && health.State != "" {
 		saw = health.State
 	}
-	d.table.add(check, "-", want, saw, saw == want)
+	d.table.Add(check, "-", want, saw, saw == want)
 }

@@ -65,7 +65,7 @@ func (d *demo) checkSecrets(ctx context.Context) error {
 	if len(found) > 0 {
 		saw = found[0]
 	}
-	d.table.add("secrets in logs, metrics and store", "-", "none", saw, len(found) == 0)
+	d.table.Add("secrets in logs, metrics and store", "-", "none", saw, len(found) == 0)
 	return nil
 }
 

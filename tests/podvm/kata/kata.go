@@ -35,6 +35,8 @@ const (
 type Evidence struct {
 	// Units has properties of the units that were asked for, as systemctl show prints them.
 	Units map[string]map[string]string
+	// Uptime is what the guest's clock since its start says, in seconds.
+	Uptime float64
 	// CommandLine is the kernel's.
 	CommandLine string
 	// Guard is what podvm-guard status --json prints.
@@ -50,6 +52,8 @@ type Evidence struct {
 	Addresses []string
 	// Pod names the files of /run/podvm; empty where it is not there.
 	Pod []string
+	// Credentials names what systemd took over from the machine's host.
+	Credentials []string
 	// Volume names the files of the pod's volume for credentials.
 	Volume []string
 	// Journal has the last lines of the units that were asked for.

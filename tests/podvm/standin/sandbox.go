@@ -239,7 +239,19 @@ func (s *sandbox) start(r *kata.StartContainerRequest) error {
 	c.process = exec.Command("/proc/self/exe", append([]string{"container", fmt.Sprintf("%x", spec)}, c.spec.GetProcess().GetArgs()...)...)
 	c.process.Env = c.spec.GetProcess().GetEnv()
 	c.process.Stdout, c.process.Stderr = &c.output, &c.output
-	c.process.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	// Not in the agent's own cgroup, as none of Kata's containers is: what the agent may send, they may not.
+	cgroup := filepath.Join("/sys/fs/cgroup/k8s.io", r.GetContainerId())
+	if err := os.MkdirAll(cgroup, 0o755); err != nil {
+		return err
+	}
+	folder, err := os.Open(cgroup)
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
+	c.process.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNS, UseCgroupFD: true, CgroupFD: int(folder.Fd()),
+	}
 	if err := c.process.Start(); err != nil {
 		return err
 	}

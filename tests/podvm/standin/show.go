@@ -18,7 +18,8 @@ func (s *sandbox) show(units []string) kata.Evidence {
 	e := kata.Evidence{
 		Units: map[string]map[string]string{}, Anonymous: map[string]int{}, Containers: map[string]kata.Container{},
 		CommandLine: read("/proc/cmdline"), Total: number(read("/proc/meminfo"), "MemTotal"), Available: number(read("/proc/meminfo"), "MemAvailable"),
-		Pod: names("/run/podvm"), Volume: names(filepath.Join(kata.Ephemeral, "contrast-secrets", "tls-config")),
+		Pod: names("/run/podvm"), Credentials: names("/run/credentials/@system"),
+		Volume: names(filepath.Join(kata.Ephemeral, "contrast-secrets", "tls-config")),
 	}
 	for _, unit := range units {
 		properties := map[string]string{}
@@ -36,6 +37,9 @@ func (s *sandbox) show(units []string) kata.Evidence {
 				e.Journal = append(e.Journal, strings.TrimSpace(line))
 			}
 		}
+	}
+	if uptime, _, ok := strings.Cut(read("/proc/uptime"), " "); ok {
+		e.Uptime, _ = strconv.ParseFloat(uptime, 64)
 	}
 	_ = json.Unmarshal([]byte(output("podvm-guard", "status", "--json")), &e.Guard)
 	addresses, _ := net.InterfaceAddrs()

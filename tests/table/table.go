@@ -1,4 +1,5 @@
-package main
+// Package table is what a demonstration ends with: what was expected of each check, and what was seen.
+package table
 
 import (
 	"errors"
@@ -8,20 +9,22 @@ import (
 	"time"
 )
 
-// row is one check: a real connection, or a log line that one left.
+// row is one check.
 type row struct {
 	check, family, want, saw string
 	ok                       bool
 }
 
-type table []row
+// Table is the checks that were made, in their order.
+type Table []row
 
-func (t *table) add(check, family, want, saw string, ok bool) {
+// Add notes a check: what it is, over which address family, what was expected, what was seen, and whether that is the same.
+func (t *Table) Add(check, family, want, saw string, ok bool) {
 	*t = append(*t, row{check, family, want, saw, ok})
 }
 
-// print writes the table; the error says how many checks failed.
-func (t table) print(took time.Duration) error {
+// Print writes the table and how long it all took. The error says how many checks failed.
+func (t Table) Print(took time.Duration) error {
 	failed := 0
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "\n\tcheck\tover\texpected\tseen\n")
