@@ -36,7 +36,7 @@ these are not given.
 `
 
 func main() {
-	service.SmallPages()
+	service.Frugal()
 	command.Main("initializer", run)
 }
 

@@ -54,7 +54,7 @@ Exit codes:
 `
 
 func main() {
-	service.SmallPages()
+	service.Frugal()
 	confine.Launch() // in the process that becomes Envoy
 	command.Main("meshproxy", run)
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 
@@ -23,7 +24,7 @@ const help = `podvm-attest serves evidence of this guest's TEE on the abstract U
   podvm-attest [--tee auto|snp|tdx]
 
 It takes the socket that systemd passes (podvm-attest.socket), or else listens in the network namespace that it is
-started in, and answers until SIGTERM: report data in, evidence out. Requests to the hardware are made one at a time,
+started in, and answers until SIGTERM, with systemd's socket until nobody has asked for 10 s: report data in, evidence out. Requests to the hardware are made one at a time,
 and keep a pace that it bears. Its log is JSON, on standard error.
 
 --tee names the TEE; auto, the default, takes the one that the kernel names: configfs-tsm first, then /dev/sev-guest.
@@ -31,15 +32,18 @@ Where there is none, or another, what was looked for is named: to whoever asks, 
 looked for again at each request; else in an error, and podvm-attest ends.
 
 Exit codes:
-  0  stopped by SIGTERM or SIGINT
+  0  stopped by SIGTERM or SIGINT, or idle
   1  failed: there is no TEE, or no socket
   2  usage
 
 It needs root in the guest, whose kernel gives evidence to nobody else, and no capability.
 `
 
+// idle is how long a service that systemd starts for whoever asks stays for the next one. Pods ask when they start, and then for weeks no more.
+const idle = 10 * time.Second
+
 func main() {
-	service.SmallPages()
+	service.Frugal()
 	command.Main("podvm-attest", run)
 }
 
@@ -85,7 +89,10 @@ func serve(ctx context.Context, find func() (attestation.Issuer, error)) error {
 		return err
 	}
 	log.Info("serving", "socket", listener.Addr().String())
-	return evidence.Serve(ctx, listener, issuer)
+	if !activated {
+		return evidence.Serve(ctx, listener, issuer)
+	}
+	return evidence.ServeUntilIdle(ctx, listener, issuer, idle)
 }
 
 // passed takes systemd's socket.

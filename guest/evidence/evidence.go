@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -63,12 +64,22 @@ func Listen(socket string) (net.Listener, error) {
 
 // Serve answers requests with the issuer's evidence until ctx is done or the listener fails. It closes the listener.
 func Serve(ctx context.Context, l net.Listener, issuer attestation.Issuer) error {
+	return ServeUntilIdle(ctx, l, issuer, 0)
+}
+
+// ServeUntilIdle is Serve that ends as well when nobody has asked for so long; zero is never. It is for a listener that somebody else
+// keeps open, and takes over again: who asks meanwhile waits for that.
+func ServeUntilIdle(ctx context.Context, l net.Listener, issuer attestation.Issuer, idle time.Duration) error {
+	outer := ctx // of those who were heard before it ended
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	defer l.Close()
 	var connections errgroup.Group
 	connections.SetLimit(atOnce)
 	defer connections.Wait() //nolint:errcheck // the functions return nil
+	left := newIdle(idle, end)
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -77,10 +88,44 @@ func Serve(ctx context.Context, l net.Listener, issuer attestation.Issuer) error
 			}
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
 		}
+		left.begin()
 		connections.Go(func() error {
-			serve(ctx, conn, issuer)
+			defer left.end()
+			serve(outer, conn, issuer)
 			return nil
 		})
+	}
+}
+
+// idleness calls a function when there has been nothing to do for a while.
+type idleness struct {
+	after time.Duration
+	timer *time.Timer
+
+	mu     sync.Mutex
+	active int
+}
+
+func newIdle(after time.Duration, f func()) *idleness {
+	if after == 0 {
+		return &idleness{}
+	}
+	return &idleness{after: after, timer: time.AfterFunc(after, f)}
+}
+
+func (i *idleness) begin() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.active++; i.timer != nil {
+		i.timer.Stop()
+	}
+}
+
+func (i *idleness) end() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.active--; i.active == 0 && i.timer != nil {
+		i.timer.Reset(i.after)
 	}
 }
 

@@ -119,8 +119,8 @@ func (k Knocks) String() string {
 
 const silence = "silence"
 
-func knock(ctx context.Context, from *netlab.Host, to netip.Addr, d Door) Knock {
-	k := Knock{Began: time.Now(), To: to, Door: d}
+func knock(ctx context.Context, from *netlab.Host, to netip.Addr, d Door) (k Knock) {
+	k = Knock{Began: time.Now(), To: to, Door: d}
 	defer func() { k.Ended = time.Now() }()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

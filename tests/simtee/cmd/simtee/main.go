@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
 
@@ -126,7 +127,7 @@ func serveDisk(ctx context.Context, folders []string) error {
 		if err != nil || len(listeners) != 1 || listeners[0] == nil {
 			return fmt.Errorf("want one socket of systemd's, not %d: %w", len(listeners), err)
 		}
-		return evidence.Serve(ctx, listeners[0], machine)
+		return evidence.ServeUntilIdle(ctx, listeners[0], machine, 10*time.Second) // as podvm-attest
 	}
 	return errors.Join(faults...)
 }
