@@ -74,7 +74,9 @@ func Find(dev, sys string) (document []byte, device string, err error) {
 	}
 	for _, entry := range entries {
 		path := filepath.Join(dev, entry.Name())
-		if entry.Type()&fs.ModeDevice == 0 || entry.Type()&fs.ModeCharDevice != 0 {
+		// Not the entry's own type: a node that is bound there has another.
+		info, err := os.Lstat(path)
+		if err != nil || info.Mode()&fs.ModeDevice == 0 || info.Mode()&fs.ModeCharDevice != 0 {
 			continue
 		}
 		found, err := readDevice(path, sys)
