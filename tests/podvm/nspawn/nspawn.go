@@ -37,8 +37,11 @@ var (
 // Root is an image's root, mounted read-only. Two boots may share it.
 type Root struct{ Dir string }
 
-// Mount mounts the root of an image folder; unmount takes it away.
+// Mount mounts the root of an image folder; unmount takes it away. A folder with a folder "root" has it there already.
 func Mount(image string) (root Root, unmount func(), err error) {
+	if dir := filepath.Join(image, "root"); exists(dir) {
+		return Root{dir}, func() {}, nil
+	}
 	dir, err := os.MkdirTemp("", "podvm-root-")
 	if err != nil {
 		return Root{}, nil, err
@@ -53,6 +56,11 @@ func Mount(image string) (root Root, unmount func(), err error) {
 		exec.Command("umount", dir).Run()
 		os.Remove(dir)
 	}, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // Spec is a boot.

@@ -143,11 +143,34 @@ func boots() int {
 	return 5
 }
 
-func TestGateIsDownBeforeTheAgentInEveryBoot(t *testing.T) {
-	r := root(t, "plain")
+func TestGateIsDownBeforeTheAgentInEveryBoot(t *testing.T) { inEveryBoot(t, root(t, "plain"), boots()) }
+
+// A podVM that somebody else built, of a plain Debian, with the gate from our package or our system extension.
+func TestGateInPodVMsOfOthers(t *testing.T) {
+	for _, way := range []string{"package", "extension"} {
+		t.Run(way, func(t *testing.T) {
+			r := root(t, way)
+			inEveryBoot(t, r, 3)
+			t.Run("refused", func(t *testing.T) {
+				for _, c := range []refusal{
+					{"guard fails", nspawn.Spec{Root: r, Disks: [][]byte{disk(t, pod())}, Units: map[string]string{
+						"podvm-guard.service.d/test.conf": "[Service]\nExecStart=\nExecStart=/usr/sbin/podvm-guard no-such-word\n",
+					}}, "Failed to start podvm-guard.service"},
+					{"guard masked", nspawn.Spec{Root: r, Units: map[string]string{"podvm-guard.service": "-> /dev/null"}}, "podvm-guard.service is masked"},
+					{"two initdata disks", nspawn.Spec{Root: r, Disks: [][]byte{disk(t, pod()), disk(t, pod())}}, "both have initdata"},
+				} {
+					t.Run(c.name, c.test)
+				}
+			})
+		})
+	}
+}
+
+func inEveryBoot(t *testing.T, r nspawn.Root, boots int) {
+	t.Helper()
 	knocks := 0
 	var drops uint64
-	for n := range boots() {
+	for n := range boots {
 		t.Run(fmt.Sprint(n+1), func(t *testing.T) {
 			m := boot(t, nspawn.Spec{Root: r, Disks: [][]byte{disk(t, pod())}})
 			k := knock(m)
@@ -168,7 +191,7 @@ func TestGateIsDownBeforeTheAgentInEveryBoot(t *testing.T) {
 			m.Close()
 		})
 	}
-	t.Logf("%d boots: %d knocks, 0 answered; %d packets dropped by the gate", boots(), knocks, drops)
+	t.Logf("%d boots: %d knocks, 0 answered; %d packets dropped by the gate", boots, knocks, drops)
 }
 
 // The control: where nothing closes the gate, the same knocks are answered.
@@ -192,6 +215,7 @@ func TestKnocksReachAnOpenGuest(t *testing.T) {
 
 // Whatever is wrong with gate or initdata, the machine ends without its agent, and says why.
 func TestNoAgentBehindNoGate(t *testing.T) {
+	simulated := root(t, "simulated")
 	world, err := simtee.New(simtee.PublishedKeys())
 	if err != nil {
 		t.Fatal(err)
@@ -218,70 +242,75 @@ func TestNoAgentBehindNoGate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	cut := append([]byte(nil), good...)
+	cut[9] = 0x40 // 16 KiB, of a disk of half a KiB
 	large := append([]byte("initdata\x00\x00\x00\x00\x01\x00\x00\x00"), make([]byte, 496)...)
 	broken := append([]byte(nil), good...)
 	broken[30] ^= 0xff
-	for _, c := range []struct {
-		name string
-		spec nspawn.Spec
-		says string // on the console; empty where systemd gives up the boot
-		off  bool   // by its own power-off
-	}{
+	for _, c := range []refusal{
 		{"guard fails", nspawn.Spec{Units: map[string]string{
 			"podvm-guard.service.d/test.conf": "[Service]\nExecStart=\nExecStart=/usr/sbin/podvm-guard no-such-word\n",
-		}}, "Failed to start podvm-guard.service", true},
+		}}, "Failed to start podvm-guard.service"},
 		{"guard's program missing", nspawn.Spec{Units: map[string]string{
 			"podvm-guard.service.d/test.conf": "[Service]\nExecStart=\nExecStart=/usr/sbin/missing close\n",
-		}}, "Failed to start podvm-guard.service", true},
-		{"guard masked", nspawn.Spec{Units: map[string]string{"podvm-guard.service": "-> /dev/null"}}, "podvm-guard.service is masked", false},
-		{"guard without its capability", nspawn.Spec{NoNetAdmin: true}, "Failed to start podvm-guard.service", true},
-		{"initdata service masked", nspawn.Spec{Units: map[string]string{"podvm-initdata.service": "-> /dev/null"}}, "podvm-initdata.service is masked", false},
+		}}, "Failed to start podvm-guard.service"},
+		{"guard masked", nspawn.Spec{Units: map[string]string{"podvm-guard.service": "-> /dev/null"}}, "podvm-guard.service is masked"},
+		{"guard without its capability", nspawn.Spec{NoNetAdmin: true}, "Failed to start podvm-guard.service"},
+		{"initdata service masked", nspawn.Spec{Units: map[string]string{"podvm-initdata.service": "-> /dev/null"}}, "podvm-initdata.service is masked"},
 		{"no TEE, and no word for tests", nspawn.Spec{Disks: [][]byte{good}, Units: map[string]string{
 			"podvm-initdata.service.d/test.conf": "[Unit]\n",
-		}}, "Failed to start podvm-initdata.service", true},
-		{"initdata broken", nspawn.Spec{Disks: [][]byte{broken}, TEE: own}, "Failed to start podvm-initdata.service", true},
-		{"initdata beyond every limit", nspawn.Spec{Disks: [][]byte{large}, TEE: own}, "Failed to start podvm-initdata.service", true},
-		{"initdata cut off", nspawn.Spec{Disks: [][]byte{good[:40:40]}, TEE: own}, "Failed to start podvm-initdata.service", true},
-		{"half a configuration", nspawn.Spec{Disks: [][]byte{halfDisk}, TEE: tee(initdata.Digest(half))}, "Failed to start podvm-initdata.service", true},
-		{"two initdata disks", nspawn.Spec{Disks: [][]byte{good, good}, TEE: own}, "Failed to start podvm-initdata.service", true},
-		{"another pod's initdata", nspawn.Spec{Disks: [][]byte{another}, TEE: own}, "Failed to start podvm-initdata.service", true},
-		{"HOSTDATA, and no initdata", nspawn.Spec{TEE: own}, "Failed to start podvm-initdata.service", true},
-		{"initdata, and no HOSTDATA", nspawn.Spec{Disks: [][]byte{good}, TEE: tee([32]byte{})}, "Failed to start podvm-initdata.service", true},
+		}}, "no source of evidence"},
+		{"initdata broken", nspawn.Spec{Disks: [][]byte{broken}, TEE: own}, "gzip"},
+		{"initdata beyond every limit", nspawn.Spec{Disks: [][]byte{large}, TEE: own}, "bytes, want 1 to"},
+		{"initdata cut off", nspawn.Spec{Disks: [][]byte{cut}, TEE: own}, "the disk ends after"},
+		{"half a configuration", nspawn.Spec{Disks: [][]byte{halfDisk}, TEE: tee(initdata.Digest(half))}, "portcullis.toml"},
+		{"two initdata disks", nspawn.Spec{Disks: [][]byte{good, good}, TEE: own}, "both have initdata"},
+		{"another pod's initdata", nspawn.Spec{Disks: [][]byte{another}, TEE: own}, "and the host committed to"},
+		{"HOSTDATA, and no initdata", nspawn.Spec{TEE: own}, "attached no disk with it"},
+		{"initdata, and no HOSTDATA", nspawn.Spec{Disks: [][]byte{good}, TEE: tee([32]byte{})}, "the host committed to none"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			if c.spec.Units == nil {
-				c.spec.Units = map[string]string{}
+		c.spec.Root = simulated
+		t.Run(c.name, c.test)
+	}
+}
+
+// refusal is a boot that must end without its agent.
+type refusal struct {
+	name string
+	spec nspawn.Spec
+	says string // on the console
+}
+
+func (c refusal) test(t *testing.T) {
+	if c.spec.Units == nil {
+		c.spec.Units = map[string]string{}
+	}
+	// Not half a minute for a disk that does not come.
+	if _, ok := c.spec.Units["podvm-initdata.service"]; !ok {
+		c.spec.Units["podvm-initdata.service.d/wait.conf"] = "[Service]\nExecStart=\nExecStart=/usr/sbin/podvm-initdata --wait 1s\nStandardError=journal+console\n"
+	}
+	m := boot(t, c.spec)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	ended, ok := errors.AsType[*nspawn.Ended](m.AwaitAgent(ctx))
+	if !ok {
+		t.Fatalf("the agent started, or the machine still runs:\n%s", m.Console())
+	}
+	var evidence []string
+	for line := range strings.Lines(ended.Console) {
+		for _, word := range []string{"podvm-", "Powering off", "masked", "kata-agent", "hint"} {
+			if strings.Contains(line, word) && !strings.HasPrefix(line, "Script started") {
+				evidence = append(evidence, strings.TrimSpace(line))
+				break
 			}
-			c.spec.Root = root(t, "simulated")
-			// Not half a minute for a disk that does not come.
-			if _, ok := c.spec.Units["podvm-initdata.service"]; !ok {
-				c.spec.Units["podvm-initdata.service.d/wait.conf"] = "[Service]\nExecStart=\nExecStart=/usr/sbin/podvm-initdata --wait 1s\nStandardError=journal+console\n"
-			}
-			m := boot(t, c.spec)
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
-			defer cancel()
-			err := m.AwaitAgent(ctx)
-			ended, ok := errors.AsType[*nspawn.Ended](err)
-			if !ok {
-				t.Fatalf("the agent started, or the machine still runs: %v", err)
-			}
-			var evidence []string
-			for line := range strings.Lines(ended.Console) {
-				for _, word := range []string{"podvm-", "Powering off", "masked", "kata-agent", "hint"} {
-					if strings.Contains(line, word) {
-						evidence = append(evidence, strings.TrimSpace(line))
-						break
-					}
-				}
-			}
-			t.Log("\n      | " + strings.Join(evidence, "\n      | "))
-			if !strings.Contains(ended.Console, c.says) {
-				t.Errorf("the console does not say %q:\n%s", c.says, ended.Console)
-			}
-			if strings.Contains(ended.Console, "Started kata-agent.service") {
-				t.Error("the agent was started")
-			}
-		})
+		}
+	}
+	t.Log("\n      | " + strings.Join(evidence, "\n      | "))
+	if !strings.Contains(ended.Console, c.says) {
+		t.Errorf("the console does not say %q:\n%s", c.says, ended.Console)
+	}
+	if strings.Contains(ended.Console, "Started kata-agent.service") {
+		t.Error("the agent was started")
 	}
 }
 
