@@ -171,8 +171,8 @@ podvm-images: image-packages envoy build bin/standin-agent bin/demo-vm
 
 .PHONY: test-image
 test-image: podvm-images ## boot the podVM image's root in containers, as root: order, refusals, knocks; and the gate in a plain Debian
-	@tools/packages.sh systemd-container bsdextrautils iproute2 util-linux erofs-utils
-	@image/sysext.sh --out $(CURDIR)/bin/sysext --version $(VERSION)
+	@tools/packages.sh systemd-container bsdutils iproute2 util-linux erofs-utils
+	@PACKAGES=newest image/sysext.sh --out $(CURDIR)/bin/sysext --version $(VERSION)
 	@tests/podvm/foreign.sh $(CURDIR)/bin/podvm
 	PORTCULLIS_PODVM=$(CURDIR)/bin/podvm GOFLAGS=-mod=vendor go test -count=1 -v ./tests/podvm/nspawn
 

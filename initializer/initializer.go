@@ -175,7 +175,7 @@ func (k *keeper) renew(ctx context.Context) error {
 // pod and its Coordinator run in circles.
 func (k *keeper) awaitRenewal(ctx context.Context, c *Credentials) {
 	k.Service.Ready("credentials until " + c.Chain.Leaf.NotAfter.UTC().Format(time.RFC3339))
-	debug.FreeOSMemory() // for weeks, nothing of what this took is needed again
+	debug.FreeOSMemory()       // for weeks, nothing of what this took is needed again
 	now := time.Now().Round(0) // without the timers' time
 	left := c.renewal().Sub(now)
 	if left <= 0 { // a certificate of minutes, and backdated

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// publishInterval is how soon a volume that appeared is filled.
-const publishInterval = 250 * time.Millisecond
+// publishInterval is how soon a volume that appeared is filled, and keptInterval how often it is looked at after that.
+const publishInterval, keptInterval = 250 * time.Millisecond, 5 * time.Second
 
 // publish keeps the pod's volume for its containers as the folder of the services: with the same files, for as long as the volume is
 // there. In a guest's own placement the agent mounts it when it makes the sandbox, which may be before or after the credentials came.
@@ -22,8 +22,6 @@ func (k *keeper) publish(ctx context.Context) error {
 	if k.Volume == "" {
 		return nil
 	}
-	tick := time.NewTicker(publishInterval)
-	defer tick.Stop()
 	var published *Credentials
 	var into uint64
 	var complained string
@@ -47,10 +45,14 @@ func (k *keeper) publish(ctx context.Context) error {
 				k.Log.Error("the pod's volume does not get the credentials", "error", complained)
 			}
 		}
+		wait := publishInterval
+		if published != nil {
+			wait = keptInterval
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-time.After(wait):
 		}
 	}
 }

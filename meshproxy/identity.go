@@ -1,15 +1,11 @@
 package meshproxy
 
 import (
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-
-	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
-	"google.golang.org/protobuf/proto"
 
 	"portcullis.dev/portcullis/meshproxy/envoy"
 )
@@ -32,11 +28,7 @@ type envoyDir struct {
 }
 
 // make makes the directory anew.
-func (d envoyDir) make(runDir string, bootstrap *bootstrapv3.Bootstrap) error {
-	raw, err := proto.Marshal(bootstrap)
-	if err != nil {
-		return fmt.Errorf("encode Envoy's bootstrap: %w", err)
-	}
+func (d envoyDir) make(runDir string, bootstrap []byte) error {
 	if err := os.MkdirAll(runDir, 0o755); err != nil {
 		return err
 	}
@@ -60,7 +52,7 @@ func (d envoyDir) make(runDir string, bootstrap *bootstrapv3.Bootstrap) error {
 			return err
 		}
 	}
-	return d.write(d.Bootstrap(), raw)
+	return d.write(d.Bootstrap(), bootstrap)
 }
 
 // publish puts a new version of all files of p in force, by one rename, and removes the one before.

@@ -26,7 +26,7 @@ import (
 
 	"portcullis.dev/portcullis/attestation"
 	"portcullis.dev/portcullis/guest/guard"
-	"portcullis.dev/portcullis/meshproxy/confine"
+	"portcullis.dev/portcullis/meshproxy"
 	"portcullis.dev/portcullis/meshproxy/internal/testenvoy"
 	"portcullis.dev/portcullis/pki"
 	"portcullis.dev/portcullis/pki/secret/secrettest"
@@ -34,7 +34,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	confine.Launch() // for tests that run a mesh proxy in their own process
+	meshproxy.Launch() // for tests that run a mesh proxy in their own process
 	netlab.Main(m)
 }
 

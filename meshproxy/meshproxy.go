@@ -183,17 +183,17 @@ func (s *supervisor) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	bootstrap, err := envoy.Bootstrap(s.Mesh, envoy.Options{
+	made, err := makeBootstrap(ctx, s.Mesh, envoy.Options{
 		Dir: s.dir.Dir, MaxConnections: connections, MaxHeap: heap, MaxAge: creds.lifetime(), AccessLog: s.AccessLog,
 	})
 	if err != nil {
 		return err
 	}
-	s.stats = envoy.NewStats(bootstrap)
-	if s.limits, err = s.envoyLimits(bootstrap); err != nil {
+	s.stats = envoy.NewStats(made)
+	if s.limits, err = s.envoyLimits(made); err != nil {
 		return err
 	}
-	if err := s.dir.make(s.RunDir, bootstrap); err != nil {
+	if err := s.dir.make(s.RunDir, made.Bootstrap); err != nil {
 		return fmt.Errorf("prepare the run directory: %w", err)
 	}
 	if err := s.publish(creds); err != nil {

@@ -9,10 +9,10 @@ import (
 	"syscall"
 	"time"
 
-	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	"golang.org/x/sys/unix"
 
 	"portcullis.dev/portcullis/meshproxy/confine"
+	"portcullis.dev/portcullis/meshproxy/envoy"
 )
 
 // parent is the thread that Envoys are started from, and ended. The kernel kills a child with Pdeathsig when the thread that
@@ -54,15 +54,13 @@ type process struct {
 }
 
 // envoyLimits are what Envoy is confined to. Its directory is all that it needs besides what every program does.
-func (s *supervisor) envoyLimits(bootstrap *bootstrapv3.Bootstrap) (confine.Limits, error) {
+func (s *supervisor) envoyLimits(made *envoy.Made) (confine.Limits, error) {
 	limits, err := confine.For(s.program, string(s.dir.Dir))
 	if err != nil {
 		return confine.Limits{}, err
 	}
 	limits.Sockets = s.dir.AdminDir()
-	for _, l := range bootstrap.GetStaticResources().GetListeners() {
-		limits.Listen = append(limits.Listen, uint16(l.GetAddress().GetSocketAddress().GetPortValue()))
-	}
+	limits.Listen = made.Ports
 	if missing := confine.Available().Missing(); len(missing) > 0 {
 		s.Log.Warn("this kernel cannot confine Envoy in everything; the other layers hold", "missing", missing)
 	}

@@ -55,7 +55,7 @@ Exit codes:
 
 func main() {
 	service.Frugal()
-	confine.Launch() // in the process that becomes Envoy
+	meshproxy.Launch() // in a process that becomes Envoy, or makes its bootstrap
 	command.Main("meshproxy", run)
 }
 

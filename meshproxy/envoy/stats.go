@@ -228,16 +228,9 @@ type target struct {
 
 // NewStats knows those of an Envoy with this bootstrap. Names come from there alone, so that a scrape has no series that the
 // configuration does not account for.
-func NewStats(b *bootstrapv3.Bootstrap) *Stats {
-	var listeners, clusters []string
-	for _, l := range b.StaticResources.GetListeners() {
-		listeners = append(listeners, l.Name)
-	}
-	for _, c := range b.StaticResources.GetClusters() {
-		clusters = append(clusters, c.Name)
-	}
+func NewStats(m *Made) *Stats {
 	names := map[string][]string{
-		"listener.": listeners, "cluster.": clusters, "sds.": secretsOf(b), "": {""},
+		"listener.": m.Listeners, "cluster.": m.Clusters, "sds.": m.Secrets, "": {""},
 	}
 	s := &Stats{series: map[string][]target{}}
 	for i := range Metrics {

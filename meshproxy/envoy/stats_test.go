@@ -26,7 +26,11 @@ func TestWhatTheSupervisorAsksForIsKept(t *testing.T) {
 // The names of entries may have dots, and look like the names of statistics.
 func TestStatisticsBecomeSeries(t *testing.T) {
 	const egress = "a.worker_0#127.0.0.1:9000#10.0.0.9:80#any##a#127.0.0.1:9001#10.0.0.9:80#any"
-	stats := envoy.NewStats(bootstrap(t, "db#5432#mtls#api", egress, "", "/run"))
+	made, err := envoy.Describe(bootstrap(t, "db#5432#mtls#api", egress, "", "/run"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stats := envoy.NewStats(made)
 	series, err := stats.Read(strings.NewReader(`listener.egress-a.downstream_cx_total: 1
 listener.egress-a.worker_0.downstream_cx_total: 2
 listener.ingress.worker_0.downstream_cx_total: 100
