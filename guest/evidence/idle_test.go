@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -39,7 +38,7 @@ func TestServeUntilIdle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := fmt.Fprintf(conn, "{\"reportData\":%q}\n", base64.StdEncoding.EncodeToString(bytes.Repeat([]byte("a"), 64))); err != nil {
+	if _, err := conn.Write([]byte(`{"reportData":"` + base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{1}, 64)) + "\"}\n")); err != nil {
 		t.Fatal(err)
 	}
 	conn.SetDeadline(time.Now().Add(5 * time.Second))

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -51,9 +49,6 @@ func barrier(socket string) error {
 	if socket == "" {
 		return nil
 	}
-	if after, abstract := strings.CutPrefix(socket, "@"); abstract {
-		socket = "\x00" + after
-	}
 	fault := func(err error) error { return fmt.Errorf("wait for systemd to read what was said: %w", err) }
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -61,12 +56,14 @@ func barrier(socket string) error {
 	}
 	defer read.Close()
 	defer write.Close()
-	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	// Not through package net, which refuses control messages on a connected datagram socket.
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fault(err)
 	}
-	defer conn.Close()
-	if _, _, err := conn.WriteMsgUnix([]byte("BARRIER=1"), unix.UnixRights(int(write.Fd())), nil); err != nil {
+	defer unix.Close(fd)
+	// A name that begins with "@" is an abstract one, as systemd writes it and as package unix reads it.
+	if err := unix.Sendmsg(fd, []byte("BARRIER=1"), unix.UnixRights(int(write.Fd())), &unix.SockaddrUnix{Name: socket}, 0); err != nil {
 		return fault(err)
 	}
 	write.Close()

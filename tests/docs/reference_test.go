@@ -120,14 +120,14 @@ Every command, flag, annotation, variable, file, port and mark, as the programs 
 pages that [the index](README.md) lists.
 
 [portcullis](#portcullis) · [coordinator](#coordinator) · [initializer](#initializer) · [meshproxy](#meshproxy) ·
-[podvm-guard](#podvm-guard) · [podvm-attest](#podvm-attest) · [Annotations](#annotations) · [Exit codes](#exit-codes) ·
+[podvm-guard](#podvm-guard) · [podvm-attest](#podvm-attest) · [podvm-initdata](#podvm-initdata) · [Annotations](#annotations) · [Exit codes](#exit-codes) ·
 [Variables](#variables) · [Files in a pod](#files-in-a-pod) · [Ports and marks](#ports-and-marks)
 
 ## portcullis
 
 ` + "`--help` and `-q`, `--quiet` (say nothing about progress) belong to every command.\n")
 	commandTree(t, w, nil)
-	for _, program := range []string{"coordinator", "initializer", "meshproxy", "podvm-guard", "podvm-attest"} {
+	for _, program := range []string{"coordinator", "initializer", "meshproxy", "podvm-guard", "podvm-attest", "podvm-initdata"} {
 		fmt.Fprintf(w, "\n## %s\n\n```text\n%s\n```\n", program, strings.ReplaceAll(strings.TrimSpace(help(t, program)), "\t", "    "))
 		if program == "coordinator" {
 			fmt.Fprintf(w, "\n`coordinator collateral`:\n\n```text\n%s\n```\n",

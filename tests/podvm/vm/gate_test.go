@@ -147,7 +147,7 @@ func TestKnocksReachAnOpenGuest(t *testing.T) {
 	for _, a := range append(m.Addresses(), second.Addresses()...) {
 		until(t, ctx, func() error {
 			got := vm.Knocking(lab.knocker, []netip.Addr{a}, vm.Door{Transport: "tcp", Port: workloadPort})
-			time.Sleep(300 * time.Millisecond)
+			time.Sleep(1500 * time.Millisecond) // a knock that was let in waits a second for a word
 			knocks := got.Stop()
 			if len(knocks.Answered()) == 0 {
 				return fmt.Errorf("%s: %s", a, knocks)
