@@ -31,8 +31,11 @@ On a machine without a TEE it goes on only if the kernel's command line, which i
 
 Exit codes:
   0  the folder is there
-  1  refused, or failed: the service then turns the podVM off
+  1  failed: there is no TEE, a disk cannot be read, or what is on it is broken
   2  usage
+  3  refused: what the host attached is not what it committed to
+
+With any but 0, the service turns the podVM off.
 
 It needs root, to read disks and to ask the hardware, and no capability.
 `

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"portcullis.dev/portcullis/cmd/internal/command"
 	"portcullis.dev/portcullis/guest/hostdata"
 	"portcullis.dev/portcullis/guest/initdata"
 	"portcullis.dev/portcullis/image"
@@ -29,16 +30,25 @@ func (r receiver) receive(ctx context.Context, c hostdata.Commitment) (map[strin
 	}
 	switch none := errors.Is(err, initdata.ErrNoInitdata); {
 	case none && committed:
-		return nil, fmt.Errorf("the host committed to initdata with the digest %v, and attached no disk with it in %v", c.Digest, r.wait)
+		return nil, &refusedError{
+			fmt.Errorf("the host committed to initdata with the digest %v, and attached no disk with it in %v", c.Digest, r.wait),
+			"the runtime must attach the initdata as a virtio disk",
+		}
 	case none:
 		r.log.Info("no initdata: the agent's policy refuses every request")
 		return map[string]string{initdata.KeyPolicy: image.DenyAll}, nil
 	case err != nil:
 		return nil, err
 	case c.Measured() && !committed:
-		return nil, fmt.Errorf("%s has initdata, and the host committed to none: %s", device, measuredBy(c))
+		return nil, &refusedError{
+			fmt.Errorf("%s has initdata, and the host committed to none: %s", device, measuredBy(c)),
+			"the runtime must put its SHA-256 into HOSTDATA or MRCONFIGID",
+		}
 	case committed && initdata.Digest(document) != c.Digest:
-		return nil, fmt.Errorf("the initdata of %s has the digest %v, and the host committed to %v", device, initdata.Digest(document), c.Digest)
+		return nil, &refusedError{
+			fmt.Errorf("the initdata of %s has the digest %v, and the host committed to %v", device, initdata.Digest(document), c.Digest),
+			"the digest is SHA-256 over the exact bytes of the document: whoever changed one made another pod",
+		}
 	case !c.Measured():
 		r.log.Warn("the initdata is measured by nothing: this machine has no TEE, and its kernel's command line allows that",
 			"word", hostdata.Simulated)
@@ -74,6 +84,20 @@ func (r receiver) await(ctx context.Context, document []byte, device string, err
 	}
 	return document, device, err
 }
+
+// A refusedError is the answer no: what the host handed over is not what it committed to.
+type refusedError struct {
+	error
+	hint string
+}
+
+func (e *refusedError) Unwrap() error { return e.error }
+
+// Hint says what a runtime in good order does.
+func (e *refusedError) Hint() string { return e.hint }
+
+// ExitCode tells it from a machine that does not work.
+func (*refusedError) ExitCode() int { return command.No }
 
 func measuredBy(c hostdata.Commitment) string {
 	return fmt.Sprintf("the report of its %s says so", c.Platform)

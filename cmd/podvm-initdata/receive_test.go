@@ -40,6 +40,7 @@ func TestReceive(t *testing.T) {
 		late     int // how often there is no disk yet
 		policy   string
 		err      string
+		refused  bool // and not merely broken
 	}{
 		{name: "the pod's own", host: measured(one), document: document, policy: "allowed\n"},
 		{name: "the pod's own, late", host: measured(one), document: document, late: 2, policy: "allowed\n"},
@@ -47,9 +48,9 @@ func TestReceive(t *testing.T) {
 		{name: "nothing at all", host: measured(attestation.PolicyHash{}), policy: image.DenyAll},
 		{name: "nothing, and no TEE", policy: image.DenyAll},
 		{name: "no TEE", document: document, policy: "allowed\n"},
-		{name: "another's", host: measured(attestation.PolicyHash{9}), document: document, err: "and the host committed to 09"},
-		{name: "hidden", host: measured(one), err: "attached no disk with it"},
-		{name: "uncalled for", host: measured(attestation.PolicyHash{}), document: document, err: "the host committed to none"},
+		{name: "another's", host: measured(attestation.PolicyHash{9}), document: document, err: "and the host committed to 09", refused: true},
+		{name: "hidden", host: measured(one), err: "attached no disk with it", refused: true},
+		{name: "uncalled for", host: measured(attestation.PolicyHash{}), document: document, err: "the host committed to none", refused: true},
 		{name: "not a document", host: measured(initdata.Digest([]byte("x"))), document: []byte("x"), err: "parse initdata"},
 		{name: "half a configuration", host: measured(initdata.Digest(broken)), document: broken, err: "portcullis.toml:"},
 		{name: "half a configuration, no TEE", document: broken, err: "portcullis.toml:"},
@@ -69,6 +70,9 @@ func TestReceive(t *testing.T) {
 				if err == nil || !strings.Contains(err.Error(), c.err) || data != nil {
 					t.Errorf("%v, error %v, want %q", data, err, c.err)
 				}
+				if _, refused := errors.AsType[*refusedError](err); refused != c.refused {
+					t.Errorf("it counts as refused: %t", refused)
+				}
 				return
 			}
 			if err != nil || data["policy.rego"] != c.policy {
@@ -81,6 +85,12 @@ func TestReceive(t *testing.T) {
 				t.Errorf("what the initdata holds is in the log: %s", said.String())
 			}
 		})
+	}
+}
+
+func TestARefusalExitsWithNo(t *testing.T) {
+	if code := new(refusedError).ExitCode(); code != 3 {
+		t.Errorf("exit code %d, want 3", code)
 	}
 }
 
