@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
@@ -92,12 +93,12 @@ func TestReceiveStopsWaiting(t *testing.T) {
 	}
 }
 
-func TestOneDiskTooMany(t *testing.T) {
-	two := func() ([]byte, string, error) { return nil, "", context.DeadlineExceeded }
-	r := receiver{log: slog.New(slog.DiscardHandler), find: two}
+func TestAFaultOfTheDisksIsTold(t *testing.T) {
+	fault := errors.New("/dev/vdb and /dev/vdc both have initdata")
+	r := receiver{log: slog.New(slog.DiscardHandler), find: func() ([]byte, string, error) { return nil, "", fault }}
 	for _, c := range []hostdata.Commitment{{}, {Platform: attestation.SNP}, {Platform: attestation.SNP, Digest: attestation.PolicyHash{1}}} {
-		if _, err := r.receive(context.Background(), c); err == nil {
-			t.Errorf("%+v: received", c)
+		if data, err := r.receive(context.Background(), c); !errors.Is(err, fault) || data != nil {
+			t.Errorf("%+v: %v, error %v, want the disks' own", c, data, err)
 		}
 	}
 }

@@ -83,6 +83,9 @@ var runs = []struct {
 	}, want: "certificate-issued|head-signed|manifest-set"},
 	{page: "docs/command-line.md", begins: "source <(", edits: []string{"/usr/local/share/man/man1", "man1"}, want: "wrote|^$"},
 	{page: "docs/command-line.md", begins: "portcullis connect", want: "from web"},
+	{page: "docs/guest-placement.md", begins: "portcullis generate", edits: []string{
+		"-o out/", "--reference-values values.json -o out/", "app.yaml", "app.yaml; grep -c cc_init_data out/app.yaml",
+	}, want: "(?m)^1$", before: "mkdir guest; cp *.yaml *.rego values.json guest; cd guest; mv shop.yaml app.yaml"},
 	{page: "docs/images.md", begins: "portcullis coordinator-yaml", edits: []string{
 		"@sha256:... ...", "@sha256:" + digest + " --policy policy.rego --reference-values values.json -o out/", "@sha256:...", "@sha256:" + digest,
 		"deploy.yaml", "shop.yaml && cat coordinator.yaml out/* | grep -c registry.example.com.*@sha256:" + digest,

@@ -117,7 +117,8 @@ func TestEveryComplaintIsExplained(t *testing.T) {
 	}
 	// And none that nobody says any more.
 	for _, line := range strings.Split(section(t, "docs/troubleshooting.md", "Logs: Initializer")+section(t, "docs/troubleshooting.md", "Logs: mesh proxy")+
-		section(t, "docs/troubleshooting.md", "Logs: Coordinator")+section(t, "docs/troubleshooting.md", "Logs: podvm-attest"), "\n") {
+		section(t, "docs/troubleshooting.md", "Logs: Coordinator")+section(t, "docs/troubleshooting.md", "Logs: podvm-attest")+
+		section(t, "docs/troubleshooting.md", "Logs: podvm-initdata"), "\n") {
 		if first, _, _ := strings.Cut(strings.TrimPrefix(line, "| "), " | "); strings.HasPrefix(line, "| `") {
 			for _, message := range spans(first) {
 				if messages[message] == "" {
