@@ -54,7 +54,7 @@ func abilities() []ability {
 		{"CONFIG_NF_CONNTRACK_MARK", "ct mark ", atOutput, rule(ctMark(markInside), accept())},
 		{"CONFIG_NFT_SOCKET", "socket ", atInput, rule(socketTransparent(), accept())},
 		{"CONFIG_NFT_TPROXY", "tproxy ", atPrerouting, rule(l4proto(tcp), tproxyTo(PortIngress), accept())},
-		// The egress lock.
+		// The egress lock, and a mesh proxy that is a service of the image.
 		{"CONFIG_SOCK_CGROUP_DATA", "socket cgroupv2 ", atOutput, rule(socketCgroup(agentCgroup, 1), accept())},
 	}
 }

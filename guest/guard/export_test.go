@@ -17,7 +17,7 @@ func LoadBroken(ctx context.Context) error {
 
 // ExplainWithout explains a failed batch on a pretended kernel that lacks an expression.
 func ExplainWithout(expression string) error {
-	return explain(unix.ENOENT, mesh(Ports{}, egress{agent: 1}), func(t table) error {
+	return explain(unix.ENOENT, mesh(Ports{}, egress{agent: 1}, 1), func(t table) error {
 		for _, l := range t.listing().lines {
 			if strings.Contains(l.key, "[ "+expression+" ") {
 				return unix.ENOENT
@@ -46,7 +46,7 @@ func RuleTexts(p *Ports, l *Lock) map[string][]string {
 	}
 	t := closed(e)
 	if p != nil {
-		t = mesh(*p, e)
+		t = mesh(*p, e, proxyCgroupID())
 	}
 	out := map[string][]string{}
 	for _, c := range t.chains {

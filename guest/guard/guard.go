@@ -89,7 +89,7 @@ func raise(ctx context.Context, p Ports, e egress) error {
 	if err := p.check(); err != nil {
 		return fmt.Errorf("raise the guard: %w", err)
 	}
-	if err := transact(ctx, mesh(p, e), replace); err != nil {
+	if err := transact(ctx, mesh(p, e, proxyCgroupID()), replace); err != nil {
 		return fmt.Errorf("raise the guard: %w", err)
 	}
 	return nil

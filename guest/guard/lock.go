@@ -71,20 +71,49 @@ func (e egress) public() Egress { return Egress{Locked: !e.free, DNS: e.dns, Age
 // agentCgroup is where systemd puts the agent of Kata's unit.
 const agentCgroup = "system.slice/kata-agent.service"
 
+// proxyCgroup is where systemd puts the mesh proxy that is a service of the podVM's image, and its Envoy.
+const proxyCgroup = "system.slice/podvm-meshproxy.service"
+
 // cgroupRoot is a variable for tests.
 var cgroupRoot = "/sys/fs/cgroup"
 
-// agentCgroupID is zero when this process sees no such cgroup: then there is no agent, or nothing to know it by.
-func agentCgroupID() uint64 {
+func agentCgroupID() uint64 { return cgroupID(agentCgroup) }
+
+func proxyCgroupID() uint64 { return cgroupID(proxyCgroup) }
+
+// cgroupID is zero when this process sees no such cgroup: then there is no such service, or nothing to know it by.
+func cgroupID(path string) uint64 {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(cgroupRoot, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
 		return 0
 	}
 	var stat unix.Stat_t
-	if err := unix.Stat(filepath.Join(cgroupRoot, agentCgroup), &stat); err != nil {
+	if err := unix.Stat(filepath.Join(cgroupRoot, path), &stat); err != nil {
 		return 0
 	}
 	return stat.Ino
+}
+
+// proxy says by which cgroup the live table knows the proxy's listeners, if it does.
+func (l *listing) proxy(p Ports, e egress) uint64 {
+	id := proxyCgroupID()
+	if id == 0 {
+		return 0
+	}
+	keys := map[string]bool{}
+	for _, line := range mesh(p, e, 0).listing().lines {
+		keys[line.key] = true
+	}
+	with := map[string]bool{} // the lines that name the cgroup, and what follows from it
+	for _, line := range mesh(p, e, id).listing().lines {
+		with[line.key] = !keys[line.key]
+	}
+	for _, line := range l.lines {
+		if with[line.key] {
+			return id // and all of the table is compared afterwards
+		}
+	}
+	return 0
 }
 
 // egress says which lock the live table has, if it has one: the parts that may vary. All of the table is compared

@@ -354,22 +354,72 @@ func awaitLocal(t *testing.T, h *netlab.Host, ip netip.Addr) {
 	}
 }
 
-// kata-agent pulls images in the guest, in the cgroup that systemd gave it.
-func TestLockAdmitsTheAgentsCgroup(t *testing.T) {
-	root := t.TempDir()
+// cgroups shows the guard a tree of cgroups that has one of a service, and returns the tree's root.
+func cgroups(t *testing.T, service string) (root string) {
+	t.Helper()
+	root = t.TempDir()
 	if err := unix.Mount("cgroup2", root, "cgroup2", 0, ""); err != nil {
 		t.Skipf("SKIPPED: this needs root on the machine, to mount cgroup2 and make cgroups: %v", err)
 	}
 	t.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
-	const agent = "system.slice/kata-agent.service"
-	if err := os.MkdirAll(filepath.Join(root, agent), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(root, service), 0o755); err != nil {
 		t.Skipf("SKIPPED: this needs root on the machine, to make cgroups: %v", err)
 	}
 	t.Cleanup(func() {
-		os.Remove(filepath.Join(root, agent))
-		os.Remove(filepath.Join(root, filepath.Dir(agent)))
+		os.Remove(filepath.Join(root, service))
+		os.Remove(filepath.Join(root, filepath.Dir(service)))
 	})
 	guard.SetCgroupRoot(t, root)
+	return root
+}
+
+// Where the mesh proxy is a service of the image, the right mark is not enough: a workload with CAP_NET_RAW could set it.
+func TestMeshAdmitsTheProxysCgroupAlone(t *testing.T) {
+	const proxy = "system.slice/podvm-meshproxy.service"
+	root := cgroups(t, proxy)
+	enter := func(cgroup string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(root, cgroup, "cgroup.procs"), []byte(fmt.Sprint(os.Getpid())), 0o600); err != nil {
+			t.Skipf("SKIPPED: this needs root on the machine, to move processes between cgroups: %v", err)
+		}
+	}
+	home, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, path, _ := strings.Cut(string(home), "0::")
+	path, _, _ = strings.Cut(path, "\n")
+	for _, tc := range []struct {
+		name, cgroup string
+		reached      bool
+	}{
+		{"a workload's socket with Envoy's mark", path, false},
+		{"Envoy's socket", proxy, true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			guest, peer := netlab.NewHost(t, "guest"), netlab.NewHost(t, "peer")
+			enter(tc.cgroup)
+			t.Cleanup(func() { enter(path) })
+			transparent(t, guest, guard.PortIngress, guard.MarkIngress, "the listener")
+			do(t, guest, guard.Arm)
+			do(t, guest, func(ctx context.Context) error { return guard.Raise(ctx, guard.Ports{}) })
+			if got := inspect(t, guest); got.State != guard.Mesh {
+				t.Errorf("state %s (%s)", got.State, got.Difference)
+			}
+			for _, ip := range guest.Addresses() {
+				said, err := ask(t.Context(), wait(tc.reached), peer, "tcp", netip.AddrPortFrom(ip, 8080))
+				if reached := strings.Contains(said, "the listener"); reached != tc.reached {
+					t.Errorf("%s: %q, %v", ip, said, err)
+				}
+			}
+		})
+	}
+}
+
+// kata-agent pulls images in the guest, in the cgroup that systemd gave it.
+func TestLockAdmitsTheAgentsCgroup(t *testing.T) {
+	const agent = "system.slice/kata-agent.service"
+	root := cgroups(t, agent)
 	guest, peer := netlab.NewHost(t, "guest"), netlab.NewHost(t, "peer")
 	serve(t, peer, "tcp", 443, "registry")
 	do(t, guest, guard.Lock{}.Arm)

@@ -24,8 +24,9 @@ func closed(e egress) table {
 }
 
 // mesh sends every TCP connection that a peer opens to the mesh proxy's listeners, and admits to the guest's sockets
-// only what these listeners received and what the configuration names as plaintext.
-func mesh(p Ports, e egress) table {
+// only what these listeners received and what the configuration names as plaintext. Where proxy is the number of a cgroup, the
+// listeners are those of that cgroup: in the image's own services a mark is not all that the proxy is known by.
+func mesh(p Ports, e egress, proxy uint64) table {
 	var (
 		plaintextTCP = portSet("plaintext_tcp", p.PlaintextTCP)
 		plaintextUDP = portSet("plaintext_udp", p.PlaintextUDP)
@@ -55,11 +56,12 @@ func mesh(p Ports, e egress) table {
 				rule(tcpDport(in(plaintextTCP)), accept()),
 				rule(udpDport(in(plaintextUDP)), accept()),
 				// A transparent socket with the wrong mark is a squatter's, or the listener that asks no certificate.
-				rule(tcpDport(in(noClientAuth)), socketTransparent(), socketMark(MarkIngressNoClientAuth), accept()),
-				rule(tcpDport(notIn(noClientAuth)), socketTransparent(), socketMark(MarkIngress), accept()),
+				listener(proxy, tcpDport(in(noClientAuth)), socketTransparent(), socketMark(MarkIngressNoClientAuth)),
+				listener(proxy, tcpDport(notIn(noClientAuth)), socketTransparent(), socketMark(MarkIngress)),
 				// The last ACK of a syncookie handshake looks established, and reaches whatever listens.
 				rule(tcpDport(in(noClientAuth)), socketMarkNot(MarkIngressNoClientAuth), counter(notTheListener), drop()),
 				rule(tcpDport(notIn(noClientAuth)), socketMarkNot(MarkIngress), counter(notTheListener), drop()),
+				outsideOf(proxy),
 				// Request and time-wait sockets carry no mark.
 				rule(l4proto(tcp), socketTransparent(), ctState(established), accept()),
 				rule(counter(notAdmitted), drop()),
@@ -70,6 +72,27 @@ func mesh(p Ports, e egress) table {
 			output(e, rule(socketMark(MarkDecrypted), counter(decrypted), drop())),
 		},
 	}
+}
+
+// listener admits what the proxy's listener receives.
+func listener(proxy uint64, pieces ...piece) rules {
+	if proxy != 0 {
+		pieces = append(pieces, socketCgroup(proxyCgroup, proxy))
+	}
+	return rule(append(pieces, accept())...)
+}
+
+// outsideOf drops what reaches a socket that has the proxy's mark, and was not admitted above: it is not in the proxy's cgroup. A
+// workload with CAP_NET_RAW can mark a socket as Envoy's are marked; it cannot move it there. (That a cgroup is another one does
+// not match for sockets of cgroups that are less deep.)
+func outsideOf(proxy uint64) rules {
+	if proxy == 0 {
+		return nil
+	}
+	return slices.Concat(
+		rule(l4proto(tcp), socketMark(MarkIngressNoClientAuth), counter(notTheListener), drop()),
+		rule(l4proto(tcp), socketMark(MarkIngress), counter(notTheListener), drop()),
+	)
 }
 
 // output is what leaves the guest: everything, or under the egress lock what Portcullis itself sends.

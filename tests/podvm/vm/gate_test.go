@@ -14,8 +14,13 @@ import (
 
 // What is knocked at: a workload's port, the mesh proxy's own, one of the Coordinator's and of ssh, and datagrams.
 var doors = []vm.Door{
-	{Transport: "tcp", Port: 22}, {Transport: "tcp", Port: 1313}, {Transport: "tcp", Port: workloadPort}, {Transport: "tcp", Port: 15006},
-	{Transport: "tcp", Port: 15007}, {Transport: "tcp", Port: 15021}, {Transport: "udp", Port: 53},
+	{Transport: "tcp", Port: 22},
+	{Transport: "tcp", Port: 1313},
+	{Transport: "tcp", Port: workloadPort},
+	{Transport: "tcp", Port: 15006},
+	{Transport: "tcp", Port: 15007},
+	{Transport: "tcp", Port: 15021},
+	{Transport: "udp", Port: 53},
 }
 
 const workloadPort = 8080

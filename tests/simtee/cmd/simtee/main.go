@@ -41,7 +41,7 @@ func main() {
 type usageError struct{ error }
 
 const usage = "want simtee init DIR, or simtee serve --world DIR --host-data HEX --measurement HEX [--socket NAME], " +
-	"or simtee serve --disk-in DIR..."
+	"or simtee serve --disk-in DIR [--disk-in DIR]"
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
