@@ -11,11 +11,12 @@
 package kata
 
 import (
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
+
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 )
 
 const (
@@ -1363,32 +1364,35 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
-var file_agent_proto_goTypes = []any{
-	(HealthCheckResponse_ServingStatus)(0), // 0: grpc.HealthCheckResponse.ServingStatus
-	(*CheckRequest)(nil),                   // 1: grpc.CheckRequest
-	(*HealthCheckResponse)(nil),            // 2: grpc.HealthCheckResponse
-	(*VersionCheckResponse)(nil),           // 3: grpc.VersionCheckResponse
-	(*Storage)(nil),                        // 4: grpc.Storage
-	(*CreateSandboxRequest)(nil),           // 5: grpc.CreateSandboxRequest
-	(*IPAddress)(nil),                      // 6: grpc.IPAddress
-	(*Interface)(nil),                      // 7: grpc.Interface
-	(*UpdateInterfaceRequest)(nil),         // 8: grpc.UpdateInterfaceRequest
-	(*Route)(nil),                          // 9: grpc.Route
-	(*Routes)(nil),                         // 10: grpc.Routes
-	(*UpdateRoutesRequest)(nil),            // 11: grpc.UpdateRoutesRequest
-	(*User)(nil),                           // 12: grpc.User
-	(*Process)(nil),                        // 13: grpc.Process
-	(*Mount)(nil),                          // 14: grpc.Mount
-	(*Spec)(nil),                           // 15: grpc.Spec
-	(*CreateContainerRequest)(nil),         // 16: grpc.CreateContainerRequest
-	(*StartContainerRequest)(nil),          // 17: grpc.StartContainerRequest
-	(*SignalProcessRequest)(nil),           // 18: grpc.SignalProcessRequest
-	(*DestroySandboxRequest)(nil),          // 19: grpc.DestroySandboxRequest
-	(*ShowRequest)(nil),                    // 20: grpc.ShowRequest
-	(*ShowResponse)(nil),                   // 21: grpc.ShowResponse
-}
+var (
+	file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+	file_agent_proto_msgTypes  = make([]protoimpl.MessageInfo, 21)
+	file_agent_proto_goTypes   = []any{
+		HealthCheckResponse_ServingStatus(0), // 0: grpc.HealthCheckResponse.ServingStatus
+		(*CheckRequest)(nil),                 // 1: grpc.CheckRequest
+		(*HealthCheckResponse)(nil),          // 2: grpc.HealthCheckResponse
+		(*VersionCheckResponse)(nil),         // 3: grpc.VersionCheckResponse
+		(*Storage)(nil),                      // 4: grpc.Storage
+		(*CreateSandboxRequest)(nil),         // 5: grpc.CreateSandboxRequest
+		(*IPAddress)(nil),                    // 6: grpc.IPAddress
+		(*Interface)(nil),                    // 7: grpc.Interface
+		(*UpdateInterfaceRequest)(nil),       // 8: grpc.UpdateInterfaceRequest
+		(*Route)(nil),                        // 9: grpc.Route
+		(*Routes)(nil),                       // 10: grpc.Routes
+		(*UpdateRoutesRequest)(nil),          // 11: grpc.UpdateRoutesRequest
+		(*User)(nil),                         // 12: grpc.User
+		(*Process)(nil),                      // 13: grpc.Process
+		(*Mount)(nil),                        // 14: grpc.Mount
+		(*Spec)(nil),                         // 15: grpc.Spec
+		(*CreateContainerRequest)(nil),       // 16: grpc.CreateContainerRequest
+		(*StartContainerRequest)(nil),        // 17: grpc.StartContainerRequest
+		(*SignalProcessRequest)(nil),         // 18: grpc.SignalProcessRequest
+		(*DestroySandboxRequest)(nil),        // 19: grpc.DestroySandboxRequest
+		(*ShowRequest)(nil),                  // 20: grpc.ShowRequest
+		(*ShowResponse)(nil),                 // 21: grpc.ShowResponse
+	}
+)
+
 var file_agent_proto_depIdxs = []int32{
 	0,  // 0: grpc.HealthCheckResponse.status:type_name -> grpc.HealthCheckResponse.ServingStatus
 	4,  // 1: grpc.CreateSandboxRequest.storages:type_name -> grpc.Storage
