@@ -155,18 +155,20 @@ VERSION := $(shell sed -n 's/^const Version = "\(.*\)"/\1/p' version.go)
 # An image for use has the kata-agent that you built; docs/image.md says how. One with the stand-in is called by that name.
 IMAGE := bin/image$(if $(KATA_AGENT),,-standin)
 
+IMAGE_PROGRAMS := $(addprefix bin/,podvm-guard podvm-attest podvm-initdata initializer meshproxy portcullis standin-agent)
+
 .PHONY: image
-image: image-packages envoy build bin/standin-agent ## build the podVM image into bin/image, as root; KATA_AGENT=path bakes that agent in, without it bin/image-standin is for tests
+image: image-packages envoy $(IMAGE_PROGRAMS) ## build the podVM image into bin/image, as root; KATA_AGENT=path bakes that agent in, without it bin/image-standin is for tests
 	@$(if $(KATA_AGENT),:,echo "make image: no KATA_AGENT: this image has the stand-in for tests, which runs no containers" >&2)
 	@image/build.sh --out $(CURDIR)/$(IMAGE) --agent $(abspath $(or $(KATA_AGENT),bin/standin-agent))
 
 .PHONY: sysext
-sysext: image-packages build ## pack the gate for podVM images of others: a systemd system extension and a .deb, in bin/sysext
+sysext: image-packages $(IMAGE_PROGRAMS) ## pack the gate for podVM images of others: a systemd system extension and a .deb, in bin/sysext
 	@image/sysext.sh --out $(CURDIR)/bin/sysext --version $(VERSION)
 
 # What boots images: the variants for tests, and roots that somebody else built.
 .PHONY: podvm-images
-podvm-images: image-packages envoy build bin/standin-agent bin/demo-vm
+podvm-images: image-packages envoy $(IMAGE_PROGRAMS) bin/simtee bin/coordinator bin/demo-vm
 	@tests/podvm/images.sh $(CURDIR)/bin/podvm
 
 .PHONY: test-image
@@ -185,7 +187,7 @@ demo-vm: podvm-images vm-packages ## two podVMs under qemu in one mesh: a minute
 	@bin/demo-vm --image bin/podvm/simulated $(if $(KEEP),--keep demo/vm)
 
 .PHONY: image-repro
-image-repro: image-packages oci-packages envoy build ## build image, extension, package and OCI images twice in different surroundings, and compare every byte
+image-repro: image-packages oci-packages envoy ## build image, extension, package and OCI images twice in different surroundings, and compare every byte
 	@image/repro.sh
 
 .PHONY: sslyze

@@ -69,6 +69,20 @@ func TestEveryListedFileHasASource(t *testing.T) {
 	}
 }
 
+// contents.txt is what the build compares with; it is written by UPDATE_LOCKS=1.
+func TestEveryListedFileIsAmongTheContents(t *testing.T) {
+	contents := read(t, "contents.txt")
+	for _, e := range entries(t) {
+		line := strings.TrimPrefix(e.mode, "0") + " root:root f " + e.to + "\n"
+		if target, link := strings.CutPrefix(e.from, "-> "); link {
+			line = "777 root:root l " + e.to + " " + target + "\n"
+		}
+		if !strings.Contains(contents, "\n"+line) {
+			t.Errorf("image/contents.txt has no line %q: UPDATE_LOCKS=1 make image", line)
+		}
+	}
+}
+
 // A unit that is written and not baked in protects nothing.
 func TestEveryUnitIsInTheImage(t *testing.T) {
 	sources := map[string]bool{}
