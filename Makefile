@@ -59,6 +59,7 @@ soak: test-packages matrix-packages envoy validate build ## what takes long: a s
 	PORTCULLIS_SOAK=1 GOFLAGS=-mod=vendor go test -count 1 -timeout 60m -v ./coordinator -run '^TestMemoryIsFlatOverManyCertificates$$'
 	PORTCULLIS_SOAK=1 PORTCULLIS_VALIDATE=$(VALIDATE) GOFLAGS=-mod=vendor go test -count 1 -timeout 120m -v ./generate -run '^TestProperty'
 	GOFLAGS=-mod=vendor go test -run '^$$' -fuzz '^FuzzInject$$' -fuzztime 5m ./generate
+	PORTCULLIS_SOAK=1 $(MAKE) --no-print-directory test-image
 
 .PHONY: ci
 ci: sslyze test test-cluster matrix demo demo-broken test-oci test-image ## what a change must pass
