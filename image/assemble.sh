@@ -46,7 +46,8 @@ linker=/lib64/ld-linux-x86-64.so.2
 find "$root" -xdev -type f \( -perm /111 -o -name '*.so*' \) ! -name '*.ko*' -printf '/%P\n' | while read -r file; do
 	[ "$(head -c4 "$root$file" | tr -d '\0')" = $'\x7fELF' ] || continue
 	chroot "$root" "$linker" --verify "$file" >/dev/null 2>&1 || continue # a program that wants none
-	chroot "$root" "$linker" --list "$file" 2>&1 | sed -n "s|^[[:space:]]*\(.*\) => not found|$file wants \1|p"
+	chroot "$root" "$linker" --list "$file" 2>&1 | sed -n "s|^[[:space:]]*\(.*\) => not found.*|$file wants \1|p
+		s|.*error while loading shared libraries: \([^:]*\):.*|$file wants \1|p" || true # to fail is its answer
 done >/tmp/missing
 [ ! -s /tmp/missing ] || { sort -u /tmp/missing >&2; say "add the packages to image/packages.txt, or the programs to image/prune.txt"; exit 1; }
 # What the image is not to have, whatever brings it.
