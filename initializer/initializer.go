@@ -189,6 +189,7 @@ func (k *keeper) awaitRenewal(ctx context.Context, c *Credentials) {
 			return
 		case <-time.After(wait):
 			k.Service.Alive()
+			debug.FreeOSMemory() // for weeks, nothing of what it took to come here is needed again
 		}
 	}
 }

@@ -50,6 +50,8 @@ const (
 	watchInterval = 2 * time.Second
 	// aliveInterval is how often a service manager hears that the supervisor turns.
 	aliveInterval = 20 * time.Second
+	// settling is how long a proxy that is ready still does things for the first time.
+	settling = 10 * time.Second
 	// ticketInterval is how long a ticket key makes tickets; it opens them for as long again.
 	ticketInterval = 300 * time.Second
 )

@@ -76,7 +76,9 @@ func (s *supervisor) runEnvoy(ctx context.Context, parent *parent) (live bool, e
 	s.Log.Info("ready", "config", s.Mesh.String(), "envoy", p.pid(), "after", time.Since(began).String())
 	s.set("", "")
 	s.Service.Ready("ready: " + s.Mesh.String())
-	debug.FreeOSMemory() // most of what it took to come here is not needed again
+	debug.FreeOSMemory()               // most of what it took to come here is not needed again
+	settled := time.NewTimer(settling) // nor what it took to see that all is well
+	defer settled.Stop()
 	alive := time.NewTicker(aliveInterval)
 	defer alive.Stop()
 	for {
@@ -88,6 +90,8 @@ func (s *supervisor) runEnvoy(ctx context.Context, parent *parent) (live bool, e
 			s.Service.Status("draining")
 			s.drain(ending, p)
 			return true, nil
+		case <-settled.C:
+			debug.FreeOSMemory()
 		case <-alive.C:
 			s.Service.Alive()
 		}

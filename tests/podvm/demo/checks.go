@@ -212,8 +212,9 @@ func family(a netip.Addr) string {
 	return "IPv4"
 }
 
-// memoryLimit is what all parts of the mesh may hold in a guest, of which nothing can be read again from the image.
-const memoryLimit = 25 << 10 // KiB
+// memoryLimit is what all parts of the mesh may hold in a guest, of which nothing can be read again from the image: some more than was
+// seen (docs/image.md).
+const memoryLimit = 28 << 10 // KiB
 
 func (d *demo) checkMemory(ctx context.Context) error {
 	parts := []string{"podvm-guard.service", "podvm-initdata.service", "podvm-attest.service", initializer, proxy}
@@ -231,7 +232,7 @@ func (d *demo) checkMemory(ctx context.Context) error {
 			}
 		}
 		say("%s: %s MiB; the machine uses %d of %d MiB", g.name, strings.Join(each, ", "), (e.Total-e.Available)>>10, e.Total>>10)
-		d.table.Add(g.name+": anonymous memory of the mesh", "-", "at most 25 MiB", fmt.Sprintf("%.1f MiB", float64(sum)/1024), 0 < sum && sum <= memoryLimit)
+		d.table.Add(g.name+": anonymous memory of the mesh", "-", "at most 28 MiB", fmt.Sprintf("%.1f MiB", float64(sum)/1024), 0 < sum && sum <= memoryLimit)
 	}
 	return nil
 }
