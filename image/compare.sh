@@ -13,10 +13,10 @@ cleanup() {
 trap cleanup EXIT
 mkdir "$work/a" "$work/b"
 
-list() { (cd "$1" && find . -type f -printf '%m %P\n' -o -type l -printf 'link %P %l\n' | sort); }
+list() { (cd "$1" && find . -type f -printf '%P\n' -o -type l -printf 'link %P %l\n' | sort); }
 different=0
 if ! diff <(list "$a") <(list "$b") >"$work/lists"; then
-	echo "the folders hold other files or modes:" >&2
+	echo "the folders hold other files:" >&2
 	awk '{ print "  " $0 }' "$work/lists" >&2
 	different=1
 fi

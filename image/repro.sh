@@ -17,8 +17,7 @@ build() (
 	umask "$2"
 	mkdir -p "$1"
 	cd "$repo"
-	git ls-files -co --exclude-standard -z | xargs -0 cp --parents --no-preserve=mode -t "$1"
-	git ls-files -co --exclude-standard -z | while IFS= read -r -d '' f; do [ ! -x "$f" ] || chmod u+x "$1/$f"; done
+	git ls-files -co --exclude-standard -z | tar --create --null --files-from=- | tar --extract --no-same-permissions --no-same-owner --directory="$1"
 	cd "$1"
 	env TZ="$3" LC_ALL="$4" XDG_CACHE_HOME="$cache" GOCACHE="${5:-$(go env GOCACHE)}" GOFLAGS= make --no-print-directory image sysext oci
 	mkdir products
