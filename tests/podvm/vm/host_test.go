@@ -110,7 +110,16 @@ func TestUKIKeepsItsCommandLine(t *testing.T) {
 		{"an addon for all", map[string][]byte{"loader/addons/hosts.addon.efi": addon(hostsWord)}, "", false},
 		{"credentials of its own", map[string][]byte{at + ".extra.d/systemd.extra-unit." + hostsUnit + ".cred": credential}, "", true},
 		{"credentials for all", map[string][]byte{"loader/credentials/systemd.extra-unit." + hostsUnit + ".cred": credential}, "", true},
-		{"a boot loader's entry", map[string][]byte{"loader/entries/hosts.conf": []byte("title hosts\nefi /" + at + "\noptions " + hostsWord + "\n")}, "", true},
+		{"a boot loader's entry", map[string][]byte{
+			at: bootLoader(t), "podvm.efi": uki,
+			"loader/loader.conf":        []byte("default hosts.conf\ntimeout 0\n"),
+			"loader/entries/hosts.conf": []byte("title hosts\nefi /podvm.efi\noptions " + commandLine(t, dir) + " " + hostsWord + "\n"),
+		}, "", false},
+		{"control: a boot loader's entry without options", map[string][]byte{
+			at: bootLoader(t), "podvm.efi": uki,
+			"loader/loader.conf":      []byte("default own.conf\ntimeout 0\n"),
+			"loader/entries/own.conf": []byte("title own\nefi /podvm.efi\n"),
+		}, "", true},
 		{"load options", nil, commandLine(t, dir) + " " + hostsWord, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -127,7 +136,10 @@ func TestUKIKeepsItsCommandLine(t *testing.T) {
 			m := start(t, spec)
 			if !c.boots {
 				refusedSomehow(t, m)
-				t.Logf("\n%s", mentions(m, "ommand line:", "initrd:", "Power down"))
+				t.Logf("\n%s", mentions(m, "ommand line:", "init:", "Power down"))
+				if !strings.Contains(m.Console(), "the kernel's command line is not the one that was built in") {
+					t.Errorf("the console does not say why:\n%s", m.LastOfConsole(20))
+				}
 				return
 			}
 			g := greet(t, m)
@@ -141,4 +153,22 @@ func TestUKIKeepsItsCommandLine(t *testing.T) {
 			}
 		})
 	}
+}
+
+// bootLoader is systemd-boot, of the root with the image's tools.
+func bootLoader(t *testing.T) []byte {
+	t.Helper()
+	cache := os.Getenv("XDG_CACHE_HOME")
+	if cache == "" {
+		cache = filepath.Join(os.Getenv("HOME"), ".cache")
+	}
+	found, err := filepath.Glob(filepath.Join(cache, "portcullis/image/tools-*/usr/lib/systemd/boot/efi/systemd-bootx64.efi"))
+	if err != nil || len(found) == 0 {
+		t.Fatalf("no systemd-boot below %s: make podvm-images makes a root that has it (%v)", cache, err)
+	}
+	b, err := os.ReadFile(found[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
