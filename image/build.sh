@@ -44,6 +44,9 @@ done
 [ "$(id -u)" = 0 ] || die "want root: the image's root is made of files that belong to it"
 [ -x "$envoy" ] || die "no Envoy at $envoy; make envoy fetches it"
 out=$(realpath -m "$out")
+# It is replaced as a whole, so it must be an image, or nothing.
+[ ! -e "$out" ] || [ -f "$out/SHA256SUMS" ] || [ -z "$(ls -A "$out")" ] || die "$out is there, and is no image: name another folder"
+[ "${UPDATE_LOCKS:-}" != 1 ] || [ "${#overlays[@]}" = 0 ] || die "UPDATE_LOCKS=1 is for an image without overlays"
 
 # --- caches: one builder at a time; what is there is whole
 mkdir -p "$cache/debs"

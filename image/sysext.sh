@@ -42,6 +42,7 @@ mkdir "$work/tree" "$work/out"
 install_files guard "$work/tree"
 in_tools "$work" "$here/pack.sh" "$version"
 mkdir -p "$out"
+rm -f "$out"/portcullis-podvm_*.deb # of another version
 cp "$work"/out/* "$out/"
 chmod 644 "$out"/*
 say "$out: $(cd "$out" && du -b portcullis.raw ./*.deb | awk '{ printf "%s %.1f MB  ", $2, $1/1e6 }')"

@@ -81,11 +81,12 @@ apt-get -qq -o APT::Sandbox::User=root update >&2
 while read -r name; do
 	# A package that only names the kernel of the day.
 	if [ "$name" = linux-image-cloud-amd64 ]; then
-		name=$(apt-cache depends "$name" | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }')
+		name=$(apt-cache depends "$name" | awk '!found && $1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; found = 1 }')
 	fi
 	apt-cache show --no-all-versions "$name" | awk '
+		/^$/ { done = 1 } done { next }
 		$1 == "Package:" { p = $2 } $1 == "Version:" { v = $2 } $1 == "Architecture:" { a = $2 } $1 == "SHA256:" { s = $2 }
-		/^$/ { exit } END { gsub(":", "%3a", v); print s "  " p "_" v "_" a ".deb" }'
+		END { gsub(":", "%3a", v); print s "  " p "_" v "_" a ".deb" }'
 done </work/packages >/work/want
 sort -k2 -o /work/want /work/want
 awk '{ split($2, f, "_"); sub("%3a", ":", f[2]); print f[1] "=" f[2] }' /work/want >/work/exact

@@ -169,13 +169,12 @@ func (k *keeper) renew(ctx context.Context) error {
 	return nil
 }
 
-// awaitRenewal says that credentials are there, and waits until they should be renewed, or ctx is done. It is early by chance, by up to a tenth: pods that
-// started together do not come back together. It looks at the clock again and again, because certificates end by the clock,
+// awaitRenewal says that credentials are there, and waits until they should be renewed, or ctx is done. It is early by chance, by
+// up to a tenth: pods that started together do not come back together. It looks at the clock again and again, because certificates end by the clock,
 // which the host may set, and timers do not follow it. It always waits a little, so that certificates of no life do not make a
 // pod and its Coordinator run in circles.
 func (k *keeper) awaitRenewal(ctx context.Context, c *Credentials) {
 	k.Service.Ready("credentials until " + c.Chain.Leaf.NotAfter.UTC().Format(time.RFC3339))
-	debug.FreeOSMemory()       // for weeks, nothing of what this took is needed again
 	now := time.Now().Round(0) // without the timers' time
 	left := c.renewal().Sub(now)
 	if left <= 0 { // a certificate of minutes, and backdated

@@ -66,7 +66,7 @@ func (l *listing) status() Status {
 		return Status{State: Opened}
 	}
 	ports, egress := l.ports(), l.egress() // the only parts of the table that may vary
-	wantClosed, wantMesh := closed(egress).listing(), mesh(ports, egress, l.proxy(ports, egress)).listing()
+	wantClosed, wantMesh := closed(egress).listing(), mesh(ports, egress, proxyCgroupID()).listing()
 	l.name(wantClosed, wantMesh)
 	status := Status{State: Foreign, Counters: l.counters()}
 	switch {

@@ -94,28 +94,6 @@ func cgroupID(path string) uint64 {
 	return stat.Ino
 }
 
-// proxy says by which cgroup the live table knows the proxy's listeners, if it does.
-func (l *listing) proxy(p Ports, e egress) uint64 {
-	id := proxyCgroupID()
-	if id == 0 {
-		return 0
-	}
-	keys := map[string]bool{}
-	for _, line := range mesh(p, e, 0).listing().lines {
-		keys[line.key] = true
-	}
-	with := map[string]bool{} // the lines that name the cgroup, and what follows from it
-	for _, line := range mesh(p, e, id).listing().lines {
-		with[line.key] = !keys[line.key]
-	}
-	for _, line := range l.lines {
-		if with[line.key] {
-			return id // and all of the table is compared afterwards
-		}
-	}
-	return 0
-}
-
 // egress says which lock the live table has, if it has one: the parts that may vary. All of the table is compared
 // afterwards.
 func (l *listing) egress() egress {

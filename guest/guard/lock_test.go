@@ -416,6 +416,22 @@ func TestMeshAdmitsTheProxysCgroupAlone(t *testing.T) {
 	}
 }
 
+// A table that knows the proxy by its marks alone is not the one that belongs where the proxy has a cgroup.
+func TestMeshWithoutTheProxysCgroupIsForeign(t *testing.T) {
+	root := cgroups(t, "system.slice/podvm-meshproxy.service")
+	guest := netlab.NewHost(t, "guest")
+	do(t, guest, guard.Arm)
+	guard.SetCgroupRoot(t, "/proc")
+	do(t, guest, func(ctx context.Context) error { return guard.Raise(ctx, guard.Ports{}) })
+	if got := inspect(t, guest); got.State != guard.Mesh {
+		t.Errorf("where there is no such cgroup: state %s (%s)", got.State, got.Difference)
+	}
+	guard.SetCgroupRoot(t, root)
+	if got := inspect(t, guest); got.State != guard.Foreign {
+		t.Errorf("where there is one: state %s, want foreign", got.State)
+	}
+}
+
 // kata-agent pulls images in the guest, in the cgroup that systemd gave it.
 func TestLockAdmitsTheAgentsCgroup(t *testing.T) {
 	const agent = "system.slice/kata-agent.service"

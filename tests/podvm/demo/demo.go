@@ -21,6 +21,7 @@ import (
 	"portcullis.dev/portcullis/guest/initdata"
 	"portcullis.dev/portcullis/tests/netlab"
 	"portcullis.dev/portcullis/tests/podvm/kata"
+	"portcullis.dev/portcullis/tests/podvm/order"
 	"portcullis.dev/portcullis/tests/podvm/vm"
 	"portcullis.dev/portcullis/tests/simtee"
 	"portcullis.dev/portcullis/tests/table"
@@ -248,15 +249,14 @@ func (d *demo) boot(ctx context.Context) error {
 		if err := g.agent.Check(ctx); err != nil {
 			return err
 		}
-		e, err := g.agent.Show(ctx, "podvm-guard.service", "podvm-initdata.service", "kata-agent.service", "kata-containers.target")
+		e, err := g.agent.Show(ctx, order.Units()...)
 		if err != nil {
 			return err
 		}
 		say("%s: the agent answers %.1f s after power-on; %s", g.name, time.Since(g.Began).Seconds(), strings.Join(e.Pod, ", "))
-		down, verified, agent := at(e, "podvm-guard.service", active), at(e, "podvm-initdata.service", active), at(e, "kata-agent.service", started)
-		d.table.Add(g.name+": gate, initdata, agent, by the guest's clock", "-", "in this order",
-			fmt.Sprintf("%.1f s, %.1f s, %.1f s; target %.1f s", down.Seconds(), verified.Seconds(), agent.Seconds(),
-				at(e, "kata-containers.target", active).Seconds()), 0 < down && down < verified && verified < agent)
+		faults, times := order.Faults(e)
+		d.table.Add(g.name+": gate, initdata, agent, target, by the guest's clock", "-", "in this order", strings.Join(append(faults, times), "; "),
+			len(faults) == 0)
 	}
 	return nil
 }

@@ -52,9 +52,12 @@ func Faults(e kata.Evidence) (faults []string, times string) {
 			faults = append(faults, fmt.Sprintf("%s (%v) was not before %s (%v): %s", o.first.unit, first, o.second.unit, second, o.why))
 		}
 	}
-	return faults, fmt.Sprintf("gate %v, initdata %v, agent %v, target %v", At(e, "podvm-guard.service", Active),
-		At(e, "podvm-initdata.service", Active), At(e, "kata-agent.service", Started), At(e, "kata-containers.target", Active))
+	return faults, fmt.Sprintf("gate %v, initdata %v, agent %v, target %v", tenths(At(e, "podvm-guard.service", Active)),
+		tenths(At(e, "podvm-initdata.service", Active)), tenths(At(e, "kata-agent.service", Started)), tenths(At(e, "kata-containers.target", Active)))
 }
+
+// tenths of a millisecond are as fine as anybody reads.
+func tenths(d time.Duration) time.Duration { return d.Round(100 * time.Microsecond) }
 
 // At is when something happened, and zero where it never did.
 func At(e kata.Evidence, unit, property string) time.Duration {

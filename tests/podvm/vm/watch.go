@@ -78,6 +78,13 @@ func Knocking(from *netlab.Host, addresses []netip.Addr, doors ...Door) *Watch {
 	return w
 }
 
+// Answered says whether a knock at a door has been answered so far.
+func (w *Watch) Answered(to netip.Addr, d Door) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.knocks, func(k Knock) bool { return k.To == to && k.Door == d && k.Answered })
+}
+
 // Stop returns every knock, in the order in which they began.
 func (w *Watch) Stop() Knocks {
 	w.cancel()
