@@ -62,7 +62,7 @@ soak: test-packages matrix-packages envoy validate build ## what takes long: a s
 	PORTCULLIS_SOAK=1 $(MAKE) --no-print-directory test-image
 
 .PHONY: ci
-ci: sslyze test test-cluster matrix demo demo-broken test-oci test-image ## what a change must pass
+ci: sslyze test test-cluster matrix demo demo-broken test-oci test-image test-nix ## what a change must pass
 
 .PHONY: build
 build: $(COMMANDS:%=bin/%) $(LABTOOLS:%=bin/%) ## build every command into bin/
@@ -167,6 +167,12 @@ image: image-packages envoy $(IMAGE_PROGRAMS) ## build the podVM image into bin/
 sysext: image-packages $(IMAGE_PROGRAMS) ## pack the gate for podVM images of others: a systemd system extension and a .deb, in bin/sysext
 	@image/sysext.sh --out $(CURDIR)/bin/sysext --version $(VERSION)
 
+.PHONY: units
+units: vendor/modules.txt ## lay the units and their links out as in an image, without programs, into bin/units
+	@rm -rf bin/units
+	@GOFLAGS= go run -mod=vendor ./image/install --sets "guard mesh" --only units --to bin/units
+	@find bin/units ! -type d | sort
+
 # What boots images: the variants for tests, and roots that somebody else built.
 .PHONY: podvm-images
 podvm-images: image-packages envoy $(IMAGE_PROGRAMS) bin/simtee bin/coordinator bin/demo-vm
@@ -191,12 +197,16 @@ demo-vm: podvm-images vm-packages ## two podVMs under qemu in one mesh: a minute
 image-repro: image-packages oci-packages envoy ## build image, extension, package and OCI images twice in different surroundings, and compare every byte
 	@image/repro.sh
 
+.PHONY: test-nix
+test-nix: nix-packages build oci units ## try the Nix builds and modules, with a Nix of its own, as root: the same bytes as make, twice the same
+	@nix/ci.sh
+
 .PHONY: sslyze
 sslyze: ## fetch the pinned sslyze into the cache; with it `make test` compares the ports with Mozilla's recommendations
 	@tools/packages.sh python3 python3-venv
 	@tools/sslyze.sh $(CACHE)/sslyze-6.3.1
 
-.PHONY: demo-packages test-packages matrix-packages oci-packages image-packages vm-packages
+.PHONY: demo-packages test-packages matrix-packages oci-packages image-packages nix-packages vm-packages
 demo-packages:
 	@tools/packages.sh nftables netbase iproute2 util-linux ca-certificates python3 $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3-pip) $(if $(filter 0,$(shell id -u)),,uidmap)
 test-packages: demo-packages
@@ -208,6 +218,8 @@ oci-packages:
 
 vm-packages:
 	@tools/packages.sh qemu-system-x86 ovmf mtools erofs-utils nftables
+nix-packages:
+	@tools/packages.sh mmdebstrap debian-archive-keyring util-linux $(if $(shell command -v cargo),,cargo)
 image-packages:
 	@tools/packages.sh mmdebstrap debian-archive-keyring util-linux dpkg apt $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3 python3-pip)
 

@@ -100,22 +100,8 @@ SCRIPT
 
 # install_files "SET..." DIR lays what image/files.txt lists of these sets into DIR.
 install_files() {
-	local sets=" $1 " set mode to from
-	while read -r set mode to from; do
-		[[ $set && $set != \#* && $sets == *" $set "* ]] || continue
-		case $from in
-		'-> '*)
-			mkdir -p "$2$(dirname "$to")"
-			ln -s "${from#-> }" "$2$to"
-			continue
-			;;
-		\$ENVOY) from=$envoy ;;
-		\$AGENT) from=$agent ;;
-		*) from=$repo/$from ;;
-		esac
-		[ -f "$from" ] || die "$to: there is no $from"
-		install -D -m "$mode" "$from" "$2$to"
-	done <"$here/files.txt"
+	GOFLAGS='' GOTOOLCHAIN=local go -C "$repo" run -mod=vendor ./image/install \
+		--sets "$1" --to "$2" --envoy "${envoy:-}" --agent "${agent:-}" || die "could not lay out $1"
 }
 
 # in_tools DIR SCRIPT ARG... runs a script in the tools' root, with DIR at /work and the packages at /debs.

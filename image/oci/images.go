@@ -91,7 +91,7 @@ const (
 
 // readEnvoy is Envoy with what it is linked to.
 func readEnvoy(path, deb string) ([]file, error) {
-	envoy, err := pinned(path)
+	envoy, err := pinned(path, "envoy")
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +102,11 @@ func readEnvoy(path, deb string) ([]file, error) {
 	for _, name := range libraries {
 		wanted[libraryFolder+name] = 0o644
 	}
-	files, err := fromPackage(deb, wanted)
+	glibc, err := pinned(deb, "libc6_")
+	if err != nil {
+		return nil, err
+	}
+	files, err := fromPackage(glibc, wanted)
 	if err != nil {
 		return nil, fmt.Errorf("take glibc from %s: %w", deb, err)
 	}

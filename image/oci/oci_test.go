@@ -487,7 +487,7 @@ func TestInputsAreRefused(t *testing.T) {
 	for want, spoil := range map[string]func(*inputs){
 		"is pinned":                 func(in *inputs) { in.libc = put(filepath.Base(in.libc), deb[:len(deb)-1]) },
 		"and 8aa137a7d0":            func(in *inputs) { in.envoy = put("envoy", coordinator) },
-		"no file of that name":      func(in *inputs) { in.libc = put("libc6_3_amd64.deb", deb) },
+		"of libc6_":                 func(in *inputs) { in.libc = in.envoy },
 		"is linked dynamically":     func(in *inputs) { in.bin = dir; put("initializer", read(original.envoy)) },
 		"want a program for x86":    func(in *inputs) { in.bin = dir; put("initializer", arm) },
 		"read the program":          func(in *inputs) { in.bin = dir; put("initializer", nil) },
@@ -502,6 +502,16 @@ func TestInputsAreRefused(t *testing.T) {
 		}
 		if _, err := os.Stat(out); err == nil {
 			t.Errorf("%q: something was written", want)
+		}
+	}
+	if _, err := pinned(original.envoy, "other"); err == nil {
+		t.Error("a file that nothing pins is taken")
+	}
+	for name, deb := range map[string][]byte{
+		"empty": nil, "no archive": []byte("!<arch>"), "half a header": deb[:8+30], "half a package": deb[:len(deb)/2], "of a size amiss": bytes.Replace(bytes.Clone(deb), []byte("4         `"), []byte("-4        `"), 1),
+	} {
+		if files, err := fromPackage(deb, map[string]int64{"/lib/x86_64-linux-gnu/libm.so.6": 0o644}); err == nil {
+			t.Errorf("a package that is %s gave %d files", name, len(files))
 		}
 	}
 	if err := checkLinked(read(original.envoy), libraries[1:]); err == nil || !strings.Contains(err.Error(), libraries[0]) {

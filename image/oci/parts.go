@@ -11,12 +11,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path"
-	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
+	"github.com/ulikunitz/xz"
 	"golang.org/x/crypto/x509roots/fallback/bundle"
 )
 
@@ -25,22 +25,24 @@ import (
 //go:embed pins.sha256
 var pins string
 
-// pinned reads a file, and refuses one that is not the pinned one of its name.
-func pinned(file string) ([]byte, error) {
+// pinned reads a file, and refuses one that is not the pinned one whose name begins so. The file's own name may be another.
+func pinned(file, name string) ([]byte, error) {
 	content, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
 	got := fmt.Sprintf("%x", sha256.Sum256(content))
 	for line := range strings.Lines(pins) {
-		if want, name, _ := strings.Cut(strings.TrimSpace(line), "  "); name == filepath.Base(file) {
-			if got != want {
-				return nil, fmt.Errorf("%s has the SHA-256 %s, and %s is pinned", file, got, want)
-			}
-			return content, nil
+		want, pin, _ := strings.Cut(strings.TrimSpace(line), "  ")
+		if !strings.HasPrefix(pin, name) {
+			continue
 		}
+		if got != want {
+			return nil, fmt.Errorf("%s has the SHA-256 %s, and %s of %s is pinned", file, got, want, pin)
+		}
+		return content, nil
 	}
-	return nil, fmt.Errorf("%s: no file of that name is pinned in pins.sha256", file)
+	return nil, fmt.Errorf("%s: nothing of the name %s is pinned in pins.sha256", file, name)
 }
 
 // static reads a program, and refuses one that would not start in a root without libraries.
@@ -90,24 +92,14 @@ func parseELF(content []byte) (*elf.File, error) {
 	return f, nil
 }
 
-// fromPackage takes the wanted files, with those modes, out of a pinned Debian package.
-func fromPackage(deb string, wanted map[string]int64) ([]file, error) {
-	content, err := pinned(deb)
+// fromPackage takes the wanted files, with those modes, out of a Debian package.
+func fromPackage(deb []byte, wanted map[string]int64) ([]file, error) {
+	archive, err := packed(deb)
 	if err != nil {
-		return nil, err
-	}
-	unpack := exec.Command("dpkg-deb", "--fsys-tarfile", "-")
-	unpack.Stdin = bytes.NewReader(content)
-	archive, err := unpack.Output()
-	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			err = fmt.Errorf("%w: %s", err, bytes.TrimSpace(exit.Stderr))
-		}
 		return nil, err
 	}
 	var files []file
-	for reader := tar.NewReader(bytes.NewReader(archive)); ; {
+	for reader := tar.NewReader(archive); ; {
 		header, err := reader.Next()
 		if err == io.EOF {
 			break
@@ -129,6 +121,24 @@ func fromPackage(deb string, wanted map[string]int64) ([]file, error) {
 		return nil, fmt.Errorf("%d of %d files are there", len(files), len(wanted))
 	}
 	return files, nil
+}
+
+// packed is the archive of a Debian package's files. See deb(5): an ar archive, whose member data.tar.xz it is.
+func packed(deb []byte) (io.Reader, error) {
+	const header = 60 // of a member: name 16 bytes, 32 of no matter here, size 10, and an end
+	rest, ok := bytes.CutPrefix(deb, []byte("!<arch>\n"))
+	for ok && len(rest) >= header {
+		name := strings.TrimRight(string(rest[:16]), " /")
+		size, err := strconv.Atoi(strings.TrimRight(string(rest[48:58]), " "))
+		if err != nil || size < 0 || size > len(rest)-header {
+			break
+		}
+		if name == "data.tar.xz" {
+			return xz.NewReader(bytes.NewReader(rest[header : header+size]))
+		}
+		rest = rest[min(header+size+size%2, len(rest)):]
+	}
+	return nil, errors.New("it is no Debian package with a data.tar.xz")
 }
 
 // mozillaRoots are Mozilla's roots as Go's own module of them has them, pinned by go.sum. Left out are those that Mozilla
