@@ -48,7 +48,7 @@ let
   install = build.program "install" ../image/install/main.go;
 in
 rec {
-  inherit go build;
+  inherit build version;
 
   # Every command, as `make build` makes it.
   programs = build.programs {
