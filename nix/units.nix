@@ -41,8 +41,6 @@ let
     if scanned.faults != [ ] then throw (concatStringsSep "\n" scanned.faults)
     else mapAttrs (_: entries: mapAttrs (_: map (e: e.value)) (groupBy (e: e.key) entries)) (groupBy (e: e.section) scanned.entries);
 
-  read = file: parse (toString file) (readFile file);
-
   # What NixOS has options of its own for, with lists of units.
   dependencies = {
     Requires = "requires";
@@ -66,10 +64,10 @@ let
 
   # A unit file, or a drop-in, as the value of systemd.services.X, systemd.sockets.X or systemd.paths.X. programs says where
   # the programs are that the file runs, by their paths there; NixOS has no /usr, and a path that nobody replaced is an error.
-  options = { file, programs ? { } }:
+  options = { file, text ? readFile file, programs ? { } }:
     let
       name = toString file;
-      unit = parse name (readFile file);
+      unit = parse name text;
       fail = what: throw "${name}: ${what}";
 
       # An empty value would take back what other files said, which a list of NixOS cannot.
@@ -113,10 +111,10 @@ let
       // unlessEmpty "pathConfig" (plain (section "Path"));
 
   # The names in a file of modules-load.d.
-  kernelModules = file: map
+  kernelModules = { file, text ? readFile file }: map
     (line:
       if match "[A-Za-z0-9_-]+" line.text != null then line.text
       else throw "${toString file}:${toString line.number}: ${line.text}: want the name of a module")
-    (telling (readFile file));
+    (telling text);
 in
-{ inherit dependencies faults kernelModules options parse read words; }
+{ inherit dependencies faults kernelModules options parse words; }

@@ -28,7 +28,7 @@ in
   config = lib.mkIf cfg.coordinator.enable {
     systemd.services.coordinator = unit // {
       serviceConfig = unit.serviceConfig // {
-        ExecStart = lib.concatStringsSep " " ([ unit.serviceConfig.ExecStart ] ++ cfg.coordinator.extraArgs);
+        ExecStart = builtins.concatStringsSep " " ([ unit.serviceConfig.ExecStart ] ++ cfg.coordinator.extraArgs);
       };
     };
 

@@ -12,7 +12,7 @@ in
   options.services.portcullis.guard.enable = lib.mkEnableOption "the gate of the podVM, without which kata-agent does not start";
 
   config = lib.mkIf cfg.guard.enable {
-    boot.kernelModules = units.kernelModules ../../units/modules-load.conf;
+    boot.kernelModules = units.kernelModules { file = ../../units/modules-load.conf; };
 
     systemd.services = {
       podvm-guard = lib.mkMerge [
