@@ -5,7 +5,8 @@ let
   cfg = config.services.portcullis;
   # Both sides of the edge between guard and agent, as in any image. NixOS has no enabled units: what [Install] says comes as
   # requiredBy, of which it makes the link. It writes a drop-in, overrides.conf, if the other unit is from systemd.packages;
-  # if it is from a module, the two are one; and if there is none, the agent has nothing to start and does not.
+  # if it is from a module, the two are one; and if there is none, the agent has nothing to start and does not. Either way the agent
+  # gets the short PATH of NixOS' services: what it calls goes to systemd.services.kata-agent.path.
   dropIn = file: units.options { inherit file; };
 in
 {
