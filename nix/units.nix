@@ -63,7 +63,8 @@ let
   unlessEmpty = name: value: if value == { } then { } else { ${name} = value; };
 
   # A unit file, or a drop-in, as the value of systemd.services.X, systemd.sockets.X or systemd.paths.X. programs says where
-  # the programs are that the file runs, by their paths there; NixOS has no /usr, and a path that nobody replaced is an error.
+  # the programs are that the file runs, by their paths there; NixOS has none of
+  # them, and a path that nobody replaced is an error.
   options = { file, text ? readFile file, programs ? { } }:
     let
       name = toString file;
@@ -76,7 +77,7 @@ let
 
       program = key: word:
         if programs ? ${word} then programs.${word}
-        else if match ".*/usr/.*" word != null then fail "${key}=: nothing says where ${word} is on NixOS"
+        else if match "(.*/usr|[^/]*/(bin|sbin|lib))/.*" word != null then fail "${key}=: nothing says where ${word} is on NixOS"
         else word;
       command = key: value:
         if match ".*[\"'\\\\].*" value != null then fail "${key}=${value}: want words without quotes and backslashes"

@@ -51,7 +51,11 @@ in
     expr = map
       (c:
         let unit = machine.service c "podvm-guard"; in
-        { inherit (unit) enable restartIfChanged stopIfChanged; inherit (unit.serviceConfig) Type RemainAfterExit; })
+        {
+          inherit (unit) enable restartIfChanged stopIfChanged;
+          Type = unit.serviceConfig.Type or null;
+          RemainAfterExit = unit.serviceConfig.RemainAfterExit or null;
+        })
       [ kata peerPods ];
     expected =
       let once = { enable = true; restartIfChanged = false; stopIfChanged = false; Type = "oneshot"; RemainAfterExit = "yes"; }; in

@@ -40,7 +40,11 @@ in
   testRunsOnce = {
     expr =
       let unit = machine.service kata "podvm-initdata"; in
-      { inherit (unit) enable restartIfChanged stopIfChanged; inherit (unit.serviceConfig) Type RemainAfterExit; };
+      {
+        inherit (unit) enable restartIfChanged stopIfChanged;
+        Type = unit.serviceConfig.Type or null;
+        RemainAfterExit = unit.serviceConfig.RemainAfterExit or null;
+      };
     expected = { enable = true; restartIfChanged = false; stopIfChanged = false; Type = "oneshot"; RemainAfterExit = "yes"; };
   };
   # Behind both, with the policy that was verified.

@@ -40,7 +40,7 @@ in
     };
   };
   testForEver = {
-    expr = let unit = machine.service kata "podvm-initializer"; in [ unit.unitConfig.StartLimitIntervalSec unit.serviceConfig.Restart ];
+    expr = let unit = machine.service kata "podvm-initializer"; in [ (unit.unitConfig.StartLimitIntervalSec or null) (unit.serviceConfig.Restart or null) ];
     expected = [ "0" "on-failure" ];
   };
 

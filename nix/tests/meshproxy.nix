@@ -30,7 +30,7 @@ in
     };
   };
   testForEver = {
-    expr = let unit = machine.service kata "podvm-meshproxy"; in [ unit.unitConfig.StartLimitIntervalSec unit.serviceConfig.Restart ];
+    expr = let unit = machine.service kata "podvm-meshproxy"; in [ (unit.unitConfig.StartLimitIntervalSec or null) (unit.serviceConfig.Restart or null) ];
     expected = [ "0" "on-failure" ];
   };
   # podvm-guard close would take the egress lock away.

@@ -82,6 +82,7 @@ in
   testTwoDescriptions = refuses "[Unit]\nDescription=a\nDescription=b\n";
   testTakingBack = refuses "[Unit]\nAfter=a.service\nAfter=\n";
   testProgramNotSaid = refuses "[Service]\nExecStart=/usr/sbin/y\n";
+  testProgramOutsideUsr = refuses "[Service]\nExecStart=/bin/y\n";
   testProgramOfAnotherKey = refuses "[Service]\nExecStopPost=/usr/sbin/y\n";
   testProgramBehindPrefix = refuses "[Service]\nExecStart=-/usr/sbin/x\n";
   testProgramInArgument = refuses "[Service]\nExecStart=/usr/sbin/x --y=/usr/lib/y\n";
