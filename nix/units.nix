@@ -63,8 +63,7 @@ let
   unlessEmpty = name: value: if value == { } then { } else { ${name} = value; };
 
   # A unit file, or a drop-in, as the value of systemd.services.X, systemd.sockets.X or systemd.paths.X. programs says where
-  # the programs are that the file runs, by their paths there; NixOS has none of
-  # them, and a path that nobody replaced is an error.
+  # the programs are that the file runs, by their paths there; NixOS has none of them, and a path that nobody replaced is an error.
   options = { file, text ? readFile file, programs ? { } }:
     let
       name = toString file;
