@@ -18,8 +18,14 @@
         program = "${packages.programs}/bin/portcullis";
       };
       devShells.${system}.default = packages.shell;
+      # The components of a podVM, switched on by services.portcullis: nix/modules.
+      nixosModules.default = { lib, ... }: {
+        imports = [ ./nix/modules ];
+        services.portcullis.package = lib.mkDefault packages.programs;
+      };
       checks.${system} = {
         inherit (packages) programs units;
+        modules = packages.build.write "portcullis-modules-tested" (import ./nix/tests { });
       };
     };
 }

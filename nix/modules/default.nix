@@ -24,7 +24,7 @@ in
       type = lib.types.bool;
       default = false;
       description = ''
-        Whether services of the image are the mesh where the pod's initdata says so: enables `initdata`, `initializer` and `meshproxy`.
+        Whether services of the image are the mesh where the pod's initdata says so: enables all of them, the gate first.
         NixOS' own firewall is on by default and drops what comes in, mesh or not: turn it off, or let it pass the ports of the pods.
       '';
     };
@@ -32,6 +32,8 @@ in
 
   config = lib.mkIf cfg.guestPlacement {
     services.portcullis = {
+      guard.enable = lib.mkDefault true;
+      attest.enable = lib.mkDefault true;
       initdata.enable = lib.mkDefault true;
       initializer.enable = lib.mkDefault true;
       meshproxy.enable = lib.mkDefault true;

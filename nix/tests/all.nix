@@ -3,7 +3,7 @@
 let
   inherit (builtins) attrNames concatMap isString;
   gate = { guard.enable = true; attest.enable = true; };
-  guest = gate // { guestPlacement = true; meshproxy.envoy = "/fake/envoy/bin/envoy"; };
+  guest = { guestPlacement = true; meshproxy.envoy = "/fake/envoy/bin/envoy"; };
 
   undescribed = at: tree: concatMap
     (name:
