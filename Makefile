@@ -170,7 +170,7 @@ sysext: image-packages $(IMAGE_PROGRAMS) ## pack the gate for podVM images of ot
 .PHONY: units
 units: vendor/modules.txt ## lay the units and their links out as in an image, without programs, into bin/units
 	@rm -rf bin/units
-	@GOFLAGS= go run -mod=vendor ./image/install --sets "guard mesh" --only units --to bin/units
+	@GOFLAGS= go run -mod=vendor ./image/install --sets "guard mesh coordinator" --only units --to bin/units
 	@find bin/units ! -type d | sort
 
 # What boots images: the variants for tests, and roots that somebody else built.
@@ -214,7 +214,7 @@ test-packages: demo-packages
 matrix-packages:
 	@tools/packages.sh iptables
 oci-packages:
-	@tools/packages.sh dpkg apt $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3 python3-pip)
+	@tools/packages.sh apt $(if $(wildcard $(PORTCULLIS_ENVOY)),,python3 python3-pip)
 
 vm-packages:
 	@tools/packages.sh qemu-system-x86 ovmf mtools erofs-utils nftables

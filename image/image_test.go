@@ -16,7 +16,7 @@ import (
 
 type entry struct{ set, mode, to, from string }
 
-// entries reads files.txt as install_files does.
+// entries reads files.txt as install/ does.
 func entries(t *testing.T) []entry {
 	t.Helper()
 	var entries []entry
@@ -73,6 +73,9 @@ func TestEveryListedFileHasASource(t *testing.T) {
 func TestEveryListedFileIsAmongTheContents(t *testing.T) {
 	contents := read(t, "contents.txt")
 	for _, e := range entries(t) {
+		if e.set == "coordinator" {
+			continue // another machine's
+		}
 		line := strings.TrimPrefix(e.mode, "0") + " root:root f " + e.to + "\n"
 		if target, link := strings.CutPrefix(e.from, "-> "); link {
 			line = "777 root:root l " + e.to + " " + target + "\n"

@@ -83,6 +83,6 @@ rec {
     name = "portcullis-units-${version}";
     inherit (build) system;
     builder = "${install}/bin/install";
-    args = [ "--sets" "guard mesh" "--only" "units" "--from" "${sources "portcullis-units-src" ../. (rel: _: match "image|image/files\\.txt|units|units/.*" rel != null && match ".*(_test\\.go|testdata|\\.md)" rel == null)}" "--to" out ];
+    args = [ "--sets" "guard mesh coordinator" "--only" "units" "--from" "${sources "portcullis-units-src" ../. (rel: _: match "image|image/files\\.txt|units|units/.*" rel != null && match ".*(_test\\.go|testdata|\\.md)" rel == null)}" "--to" out ];
   };
 }

@@ -132,14 +132,18 @@ type boot struct {
 	console string
 }
 
-func (b *boot) checkOrder(t *testing.T) {
-	at := func(event string) time.Duration {
-		µs, err := strconv.ParseInt(b.notes[event], 10, 64)
-		if err != nil || µs == 0 {
-			t.Fatalf("the agent's notes have no time for %s: %q", event, b.notes[event])
-		}
-		return time.Duration(µs) * time.Microsecond
+// time is when something happened, after the start of the machine.
+func (b *boot) time(t *testing.T, event string) time.Duration {
+	t.Helper()
+	µs, err := strconv.ParseInt(b.notes[event], 10, 64)
+	if err != nil || µs == 0 {
+		t.Fatalf("the notes have no time for %s: %q", event, b.notes[event])
 	}
+	return time.Duration(µs) * time.Microsecond
+}
+
+func (b *boot) checkOrder(t *testing.T) {
+	at := func(event string) time.Duration { return b.time(t, event) }
 	done := at(guard + ".ExecMainExit")
 	later := []string{agent + ".ExecMainStart"}
 	switch b.of.name {
@@ -181,9 +185,42 @@ func (b *boot) where() string {
 	return map[string]string{kata.name: "root", peerPods.name: "podns"}[b.of.name]
 }
 
-// boot boots the image: this machine's systemd is PID 1 of namespaces of its own, on a read-only root made of the image and
-// this machine's /usr.
+// boot boots the image, and says what became of it.
 func (im *image) boot(t *testing.T) *boot {
+	t.Helper()
+	im.files["observer.service"], im.programs["usr/bin/observe"] = observer, observerProgram
+	im.links[im.target+".wants/observer.service"] = "../observer.service"
+	// What kata puts on the kernel's command line.
+	status, took, said, evidence := im.live(t, "systemd.mask=systemd-networkd.service", "systemd.mask=systemd-networkd.socket")
+	b := &boot{of: im.placement, took: took, console: said, notes: readNotes(t, evidence)}
+	noted := func(file string) bool {
+		_, err := os.Stat(filepath.Join(evidence, file))
+		return err == nil
+	}
+	if noted("forwarder") {
+		t.Error("the forwarder started without the agent")
+	}
+	switch {
+	case b.notes[b.where()] == "0":
+		b.outcome = closed
+	case b.notes[b.where()] == "3":
+		b.outcome = opened
+	case noted("complete") || noted("started"):
+		t.Fatalf("the agent started and did not say how it found the gate:\n%s\n%s", b.notes, said)
+	case noted("no-agent"):
+		b.outcome = noAgent
+	// reboot(2) in a PID namespace ends its PID 1 by a signal: SIGINT for "off".
+	case status.Signaled() && status.Signal() == syscall.SIGINT:
+		b.outcome = powerOff
+	default: // PID 1 gave up
+		b.outcome = noAgent
+	}
+	return b
+}
+
+// live boots the image: this machine's systemd is PID 1 of namespaces of its own, on a read-only root made of the image and this
+// machine's /usr. evidence is the folder that the image's programs leave notes in.
+func (im *image) live(t *testing.T, words ...string) (status syscall.WaitStatus, took time.Duration, said, evidence string) {
 	t.Helper()
 	// Not t.TempDir: its name has the test's, and an overlay's options have commas and colons of their own.
 	dir, err := os.MkdirTemp("", "podvm")
@@ -195,54 +232,33 @@ func (im *image) boot(t *testing.T) *boot {
 	spec := rootSpec{
 		Image: filepath.Join(dir, "image"), Root: filepath.Join(dir, "root"), Evidence: filepath.Join(dir, "evidence"),
 		Console: terminal.Name(),
-		// What kata puts on the kernel's command line. In a container, systemd takes its arguments for that.
-		CommandLine: []string{
-			"systemd.unit=" + im.target, "systemd.mask=systemd-networkd.service", "systemd.mask=systemd-networkd.socket",
-		},
+		// In a container, systemd takes its arguments for the kernel's command line.
+		CommandLine: append([]string{"systemd.unit=" + im.target}, words...),
 	}
-	im.files["observer.service"], im.programs["usr/bin/observe"] = observer, observerProgram
-	im.links[im.target+".wants/observer.service"] = "../observer.service"
 	im.write(t, spec.Image)
 	if err := errors.Join(os.Mkdir(spec.Root, 0o755), os.Mkdir(spec.Evidence, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-
-	status, took, said := run(t, spec, console, terminal)
-	b := &boot{of: im.placement, took: took, console: said, notes: map[string]string{}}
+	status, took, said = run(t, spec, console, terminal)
 	if strings.Contains(said, pid1Failed) {
 		t.Fatalf("no systemd:\n%s", said)
 	}
-	notes, err := os.ReadFile(filepath.Join(spec.Evidence, "complete"))
+	return status, took, said, spec.Evidence
+}
+
+// readNotes reads what the programs of a boot noted, NAME=value a line. None are a boot that did not come to it.
+func readNotes(t *testing.T, evidence string) map[string]string {
+	t.Helper()
+	complete, err := os.ReadFile(filepath.Join(evidence, "complete"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(notes)) {
+	notes := map[string]string{}
+	for line := range strings.Lines(string(complete)) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		b.notes[name] = value
+		notes[name] = value
 	}
-	noted := func(file string) bool {
-		_, err := os.Stat(filepath.Join(spec.Evidence, file))
-		return err == nil
-	}
-	if noted("forwarder") {
-		t.Error("the forwarder started without the agent")
-	}
-	switch {
-	case err == nil && b.notes[b.where()] == "0":
-		b.outcome = closed
-	case err == nil && b.notes[b.where()] == "3":
-		b.outcome = opened
-	case err == nil || noted("started"):
-		t.Fatalf("the agent started and did not say how it found the gate:\n%s\n%s", notes, said)
-	case noted("no-agent"):
-		b.outcome = noAgent
-	// reboot(2) in a PID namespace ends its PID 1 by a signal: SIGINT for "off".
-	case status.Signaled() && status.Signal() == syscall.SIGINT:
-		b.outcome = powerOff
-	default: // PID 1 gave up
-		b.outcome = noAgent
-	}
-	return b
+	return notes
 }
 
 // run is one life of PID 1.

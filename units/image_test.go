@@ -66,6 +66,9 @@ func (im *image) ours() []string {
 	if _, ok := im.own[initdata]; ok {
 		ours = append(ours, initdata, wait, credentials, proxy)
 	}
+	if _, ok := im.own[authority]; ok {
+		ours = append(ours, authority)
+	}
 	return ours
 }
 

@@ -1,10 +1,10 @@
-# A Coordinator as a service of a confidential VM, for a mesh whose Coordinator is no pod.
+# A Coordinator as a service of a confidential VM, for a mesh whose Coordinator is no container (docs/coordinator.md).
 { config, lib, ... }:
 let
   units = import ../units.nix;
   cfg = config.services.portcullis;
   unit = units.options {
-    file = ../../units/coordinator.service;
+    file = ../../units/portcullis-coordinator.service;
     programs."/usr/sbin/portcullis-coordinator" = "${cfg.coordinator.package}/bin/coordinator";
   };
 in
@@ -26,15 +26,21 @@ in
   };
 
   config = lib.mkIf cfg.coordinator.enable {
-    systemd.services.coordinator = unit // {
+    systemd.services.portcullis-coordinator = unit // {
       serviceConfig = unit.serviceConfig // {
         ExecStart = builtins.concatStringsSep " " ([ unit.serviceConfig.ExecStart ] ++ cfg.coordinator.extraArgs);
       };
     };
 
-    assertions = [{
-      assertion = cfg.guard.enable;
-      message = "services.portcullis.coordinator needs services.portcullis.guard: it opens its own port in the gate, and no other.";
-    }];
+    assertions = [
+      {
+        assertion = cfg.guard.enable;
+        message = "services.portcullis.coordinator needs services.portcullis.guard: it opens its own port in the gate, and no other.";
+      }
+      {
+        assertion = cfg.attest.enable;
+        message = "services.portcullis.coordinator needs services.portcullis.attest: it asks that socket for the evidence it shows.";
+      }
+    ];
   };
 }

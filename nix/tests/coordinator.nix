@@ -1,35 +1,52 @@
 # What must be true of a Coordinator as a service.
 { machine, ... }:
 let
-  settings = { guard.enable = true; coordinator.enable = true; };
+  name = "portcullis-coordinator";
+  settings = { guard.enable = true; attest.enable = true; coordinator.enable = true; };
   vm = machine.machine settings;
-  exec = config: builtins.head (builtins.match "([^ ]*).*" (machine.service config "coordinator").serviceConfig.ExecStart);
+  exec = config: builtins.head (builtins.match "([^ ]*).*" (machine.service config name).serviceConfig.ExecStart);
   having = coordinator: machine.machine (settings // { coordinator = { enable = true; } // coordinator; });
 in
 {
   testNames = {
     expr = machine.names vm;
-    expected = { services = [ "coordinator" "kata-agent" "podvm-guard" ]; sockets = [ ]; paths = [ ]; };
+    expected = { services = [ "kata-agent" "podvm-attest" "podvm-guard" name ]; sockets = [ "podvm-attest" ]; paths = [ ]; };
   };
   testDisabled = {
     expr = machine.names (machine.machine (settings // { coordinator.enable = false; }));
-    expected = { services = [ "kata-agent" "podvm-guard" ]; sockets = [ ]; paths = [ ]; };
+    expected = { services = [ "kata-agent" "podvm-attest" "podvm-guard" ]; sockets = [ "podvm-attest" ]; paths = [ ]; };
   };
 
+  testEdges = {
+    expr = machine.edges (machine.service vm name);
+    expected = {
+      requires = [ "podvm-guard.service" ];
+      bindsTo = [ "podvm-guard.service" ];
+      wants = [ "podvm-attest.socket" ];
+      after = [ "podvm-guard.service" "podvm-attest.socket" ];
+      wantedBy = [ "multi-user.target" ];
+      exec = "/fake/portcullis/bin/coordinator --tee socket --audit-log /var/lib/portcullis/audit.log";
+    };
+  };
   testProgram = {
     expr = map exec [ vm (having { package = machine.fake "another"; }) ];
     expected = [ "/fake/portcullis/bin/coordinator" "/fake/another/bin/coordinator" ];
   };
   testExtraArgs = {
-    expr = (machine.service (having { extraArgs = [ "--a" "/b" ]; }) "coordinator").serviceConfig.ExecStart;
-    expected = "${(machine.service vm "coordinator").serviceConfig.ExecStart} --a /b";
+    expr = (machine.service (having { extraArgs = [ "--a" "/b" ]; }) name).serviceConfig.ExecStart;
+    expected = "${(machine.service vm name).serviceConfig.ExecStart} --a /b";
   };
-  testSame = machine.same "service" (machine.service vm "coordinator") [ ../../units/coordinator.service ];
+  testSame = machine.same "service" (machine.service vm name) [ ../../units/portcullis-coordinator.service ];
 
   testNothingIsWrong = { expr = machine.messages vm; expected = [ ]; };
   testWithoutGuard = {
-    expr = machine.messages (machine.machine { coordinator.enable = true; });
-    expected = [ "services.portcullis.coordinator needs services.portcullis.guard: it opens its own port in the gate, and no other." ];
+    expr = map (without: machine.messages (machine.machine (settings // without))) [{ guard.enable = false; attest.enable = false; } { attest.enable = false; }];
+    expected =
+      let evidence = "services.portcullis.coordinator needs services.portcullis.attest: it asks that socket for the evidence it shows."; in
+      [
+        [ "services.portcullis.coordinator needs services.portcullis.guard: it opens its own port in the gate, and no other." evidence ]
+        [ evidence ]
+      ];
   };
   testRefused = {
     expr = map (coordinator: machine.refused (settings // { coordinator = { enable = true; } // coordinator; })) [

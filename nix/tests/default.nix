@@ -4,11 +4,10 @@
 # error. (Without -E, Nix prints <LAMBDA> and is content.)
 { lib ? import ./minilib.nix, show ? null }:
 let
-  inherit (builtins) addErrorContext attrNames concatMap concatStringsSep deepSeq length listToAttrs pathExists toJSON tryEval;
+  inherit (builtins) addErrorContext attrNames concatMap concatStringsSep deepSeq length listToAttrs toJSON tryEval;
 
   arguments = { inherit lib; machine = import ./machine.nix { inherit lib; }; units = import ../units.nix; };
-  files = [ "evaluator" "units" "all" "guard" "attest" "initdata" "initializer" "meshproxy" ]
-    ++ (if pathExists ../../units/coordinator.service then [ "coordinator" ] else [ ]);
+  files = [ "evaluator" "units" "all" "guard" "attest" "initdata" "initializer" "meshproxy" "coordinator" ];
   tests = listToAttrs (concatMap
     (file:
       let set = import (./. + "/${file}.nix") arguments; in

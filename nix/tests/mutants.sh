@@ -98,12 +98,11 @@ mutant all.testPackageHasNoDefault $f 's/type = lib.types.package;/& default = {
 f=nix/modules/coordinator.nix
 mutant all.testGate $f 's/config = lib.mkIf cfg.coordinator.enable/config =/' 'always on'
 mutant all.testOptions $f 's/extraArgs/extraArguments/' 'a misspelt option'
-if [[ -e units/coordinator.service ]]; then
-  mutant coordinator.testExtraArgs $f 's/ \+\+ cfg.coordinator.extraArgs//' 'without its arguments'
-  mutant coordinator.testRefused $f 's/lib.types.strMatching "[^"]*"/lib.types.str/' 'arguments that want quotes'
-  mutant coordinator.testProgram $f 's|/bin/coordinator"|/bin/podvm-guard"|' 'another program'
-  mutant coordinator.testWithoutGuard $f 's/assertion = .*/assertion = true;/' 'without the gate'
-fi
+mutant coordinator.testExtraArgs $f 's/ \+\+ cfg.coordinator.extraArgs//' 'without its arguments'
+mutant coordinator.testRefused $f 's/lib.types.strMatching "[^"]*"/lib.types.str/' 'arguments that want quotes'
+mutant coordinator.testProgram $f 's|/bin/coordinator"|/bin/podvm-guard"|' 'another program'
+mutant coordinator.testWithoutGuard $f 's/assertion = cfg.guard.enable/assertion = true/' 'without the gate'
+mutant coordinator.testWithoutGuard $f 's/assertion = cfg.attest.enable/assertion = true/' 'without evidence'
 
 f=nix/units.nix
 mutant guard.testEdges $f 's/ RequiredBy = "requiredBy";//' 'RequiredBy= is not known'
@@ -142,6 +141,9 @@ mutant initializer.testEdges units/podvm-initializer.service '/^Wants=/d' 'witho
 mutant initializer.testForEver units/podvm-initializer.service '/^StartLimitIntervalSec=/d' 'not for ever'
 mutant meshproxy.testEdges units/podvm-meshproxy.service 's/^Requires=.*/Requires=podvm-guard.service/' 'without initdata'
 mutant meshproxy.testNothingBehindIt units/podvm-meshproxy.service 's/^TimeoutStopSec=/ExecStopPost=\/run\/x\n&/' 'the egress lock taken away'
+
+mutant coordinator.testEdges units/portcullis-coordinator.service '/^BindsTo=/d' 'a masked gate is enough'
+mutant coordinator.testEdges units/portcullis-coordinator.service 's/ --tee socket/ --no-guard/' 'without a guard'
 
 if ((failed > 0)); then
   echo "$failed of $total mutants not caught" >&2
