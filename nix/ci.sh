@@ -3,8 +3,8 @@
 #
 #   nix/ci.sh [--keep]     --keep leaves the root, and says where; UPDATE_LOCKS=1 writes the hashes of what modules require
 #
-# Needs root (for the root, and for Nix' sandbox in it), bin/ and vendor/ built, and cargo for the linters. Nothing is installed
-# here, and nothing stays but the cache: the root's archive, and the linters.
+# Needs root (for the root, and for Nix' sandbox in it), bin/ and vendor/ built, mmdebstrap, and cargo for the linters. No Nix is
+# installed here, and nothing stays but the cache: the root's archive, and the linters.
 set -euo pipefail
 repo=$(cd "$(dirname "$0")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/portcullis
@@ -23,11 +23,12 @@ finish() { chmod -R u+w "$work" && rm -rf "$work"; }
 if [ "$keep" = --keep ]; then say "keeping $work"; else trap finish EXIT; fi
 
 # --- a root with Nix, and the linters
-packages=nix-bin,ca-certificates,mount,iproute2,systemd
+packages=nix-bin,ca-certificates,mount,iproute2
 archive=$cache/nix/root-$(sha256sum <<<"$packages trixie" | cut -c1-16).tar
 mkdir -p "$cache/nix"
 if [ ! -e "$archive" ]; then
 	say "making a Debian root with Nix, once: half a minute"
+	rm -f "$cache"/nix/root-*.tar
 	# shellcheck disable=SC1091 # a file of the repository
 	(. "$repo/image/tools.sh" && mirrors) >"$work/trixie.list"
 	mmdebstrap --quiet --format=tar --variant=apt --aptopt='APT::Install-Recommends "false"' --include="$packages" trixie "$archive.new" "$work/trixie.list" >&2

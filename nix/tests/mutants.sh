@@ -8,27 +8,27 @@ trap 'rm -rf "$work"' EXIT
 
 evaluate() { (cd "$work/copy" && nix-instantiate --eval --strict -E 'import ./nix/tests { }') 2>&1; }
 fresh() {
-  rm -rf "$work/copy"
-  mkdir "$work/copy"
-  cp -r nix units "$work/copy"
+	rm -rf "$work/copy"
+	mkdir "$work/copy"
+	cp -r nix units "$work/copy"
 }
 
 total=0 failed=0
 # mutant TEST FILE SED WHAT: TEST must be among those that fail when SED was done to FILE.
 mutant() {
-  local test=$1 file=$2 script=$3 what=$4 out verdict=caught
-  total=$((total + 1))
-  fresh
-  sed -E -i "$script" "$work/copy/$file"
-  if cmp -s "$file" "$work/copy/$file"; then
-    verdict="NOTHING CHANGED"
-  elif out=$(evaluate) && [[ $out == '"ok"' ]]; then
-    verdict=SURVIVED
-  elif ! grep -qE "^ *(error: )?$test: |while running the test $test\$" <<<"$out"; then
-    verdict="NOT BY $test"
-  fi
-  printf '%s  %s: %s\n' "$verdict" "${file#nix/}" "$what"
-  [[ $verdict == caught ]] || failed=$((failed + 1))
+	local test=$1 file=$2 script=$3 what=$4 out verdict=caught
+	total=$((total + 1))
+	fresh
+	sed -E -i "$script" "$work/copy/$file"
+	if cmp -s "$file" "$work/copy/$file"; then
+		verdict="NOTHING CHANGED"
+	elif out=$(evaluate) && [[ $out == '"ok"' ]]; then
+		verdict=SURVIVED
+	elif ! grep -qE "^ *(error: )?$test: |while running the test $test\$" <<<"$out"; then
+		verdict="NOT BY $test"
+	fi
+	printf '%s  %s: %s\n' "$verdict" "${file#nix/}" "$what"
+	[[ $verdict == caught ]] || failed=$((failed + 1))
 }
 
 fresh
@@ -146,7 +146,7 @@ mutant coordinator.testEdges units/portcullis-coordinator.service '/^BindsTo=/d'
 mutant coordinator.testEdges units/portcullis-coordinator.service 's/ --tee socket/ --no-guard/' 'without a guard'
 
 if ((failed > 0)); then
-  echo "$failed of $total mutants not caught" >&2
-  exit 1
+	echo "$failed of $total mutants not caught" >&2
+	exit 1
 fi
 echo "$total mutants, all caught"
