@@ -43,7 +43,7 @@ done
 [[ $out && $agent ]] || die "want --out and --agent (--help shows them)"
 [ "$(id -u)" = 0 ] || die "want root: the image's root is made of files that belong to it"
 [ -x "$envoy" ] || die "no Envoy at $envoy; make envoy fetches it"
-out=$(realpath -m "$out")
+out=$(realpath -m "$out") agent=$(realpath -m "$agent") envoy=$(realpath "$envoy")
 # It is replaced as a whole, so it must be an image, or nothing.
 [ ! -e "$out" ] || [ -f "$out/SHA256SUMS" ] || [ -z "$(ls -A "$out")" ] || die "$out is there, and is no image: name another folder"
 [ "${UPDATE_LOCKS:-}" != 1 ] || [ "${#overlays[@]}" = 0 ] || die "UPDATE_LOCKS=1 is for an image without overlays"

@@ -32,7 +32,7 @@ func TestNoImageIsBuilt(t *testing.T) {
 		{"a shell", "bin/standin-agent", overlay("usr/bin/sh", "x"), "/usr/bin/sh"},
 		{"a generator", "bin/standin-agent", overlay("usr/lib/systemd/system-generators/own", "x"), "/usr/lib/systemd/system-generators/own"},
 		{"an agent whose libraries are not there", "/usr/bin/mkfs.erofs", nil, "/usr/bin/kata-agent wants lib"},
-		{"no agent", "bin/no-such-agent", nil, "there is no"},
+		{"no agent", "bin/no-such-agent", nil, "bin/no-such-agent: no such file or directory"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			out := filepath.Join(t.TempDir(), "image")
