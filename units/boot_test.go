@@ -86,17 +86,21 @@ exec systemctl poweroff --force --force
 
 const bootDeadline = 30 * time.Second
 
-// With systemd as PID 1: the image as baked comes up behind its gate, and no mutation comes up without one unless all that
-// could hold it is gone. Those that do come up show that the stand-in agent can see an open gate.
+// With systemd as PID 1: the image as baked comes up behind its gate, with the Coordinator where it is a service, and no mutation
+// comes up without one unless all that could hold it is gone. Those that do come up show that the stand-in agent can see an open gate.
 func TestBoot(t *testing.T) {
 	needSystemd(t)
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: this needs root on the machine: systemd as PID 1 wants a cgroup of its own, and a root of overlays")
 	}
-	guardBinary, attestBinary := build(t, "podvm-guard"), build(t, "podvm-attest")
+	guardBinary, attestBinary, coordinatorBinary := build(t, "podvm-guard"), build(t, "podvm-attest"), build(t, "coordinator")
 	cases := mutations
 	for _, p := range placements {
-		cases = append(cases, mutation{name: "as baked", of: p, make: func(*image) {}, boot: closed})
+		as := mutation{name: "as baked", of: p, make: func(*image) {}, boot: closed}
+		if p.name == alone.name {
+			as.boot = serves
+		}
+		cases = append(cases, as)
 	}
 	for _, m := range cases {
 		if m.boot == "" {
@@ -106,6 +110,7 @@ func TestBoot(t *testing.T) {
 			t.Parallel()
 			im := bake(t, m.of)
 			im.programs[guardProgram], im.programs[attestProgram] = guardBinary, attestBinary
+			im.programs[coordinatorProgram] = coordinatorBinary
 			m.make(im)
 			b := im.boot(t)
 			t.Logf("%s, after %v", b.outcome, b.took.Round(10*time.Millisecond))
@@ -116,8 +121,12 @@ func TestBoot(t *testing.T) {
 				b.checkOrder(t)
 				b.checkEvidence(t, cmp.Or(m.evidence, requested))
 			}
+			if b.outcome == serves {
+				b.checkOrder(t)
+				b.checkVisit(t)
+			}
 			if t.Failed() {
-				t.Logf("the agent's notes:\n%s\nthe console:\n%s", b.notes, b.console)
+				t.Logf("the notes:\n%s\nthe console:\n%s", b.notes, b.console)
 			}
 		})
 	}
@@ -128,27 +137,26 @@ type boot struct {
 	of      placement
 	outcome outcome
 	took    time.Duration
-	notes   map[string]string // the agent's
+	notes   map[string]string // the agent's, or the visitor's
 	console string
 }
 
-// time is when something happened, after the start of the machine.
-func (b *boot) time(t *testing.T, event string) time.Duration {
-	t.Helper()
-	µs, err := strconv.ParseInt(b.notes[event], 10, 64)
-	if err != nil || µs == 0 {
-		t.Fatalf("the notes have no time for %s: %q", event, b.notes[event])
-	}
-	return time.Duration(µs) * time.Microsecond
-}
-
 func (b *boot) checkOrder(t *testing.T) {
-	at := func(event string) time.Duration { return b.time(t, event) }
+	at := func(event string) time.Duration {
+		µs, err := strconv.ParseInt(b.notes[event], 10, 64)
+		if err != nil || µs == 0 {
+			t.Fatalf("the agent's notes have no time for %s: %q", event, b.notes[event])
+		}
+		return time.Duration(µs) * time.Microsecond
+	}
 	done := at(guard + ".ExecMainExit")
+	network := []string{"network-pre.target.ActiveEnter", "sysinit.target.ActiveEnter"}
 	later := []string{agent + ".ExecMainStart"}
 	switch b.of.name {
 	case kata.name:
-		later = append(later, "network-pre.target.ActiveEnter", "sysinit.target.ActiveEnter")
+		later = append(later, network...)
+	case alone.name:
+		later = append(network, coordinator+".ExecMainStart")
 	case peerPods.name:
 		if b.notes["root"] != "3" {
 			t.Errorf("podvm-guard verify exits with %s in the root namespace, which is none of the guard's: want 3", b.notes["root"])
@@ -185,32 +193,34 @@ func (b *boot) where() string {
 	return map[string]string{kata.name: "root", peerPods.name: "podns"}[b.of.name]
 }
 
-// boot boots the image, and says what became of it.
+// boot boots the image until its agent started, or will not.
 func (im *image) boot(t *testing.T) *boot {
 	t.Helper()
+	if im.name == alone.name {
+		return im.visit(t)
+	}
 	im.files["observer.service"], im.programs["usr/bin/observe"] = observer, observerProgram
 	im.links[im.target+".wants/observer.service"] = "../observer.service"
-	// What kata puts on the kernel's command line.
-	status, took, said, evidence := im.live(t, "systemd.mask=systemd-networkd.service", "systemd.mask=systemd-networkd.socket")
-	b := &boot{of: im.placement, took: took, console: said, notes: readNotes(t, evidence)}
+	l := im.live(t)
+	b := &boot{of: im.placement, took: l.took, console: l.console, notes: l.read("complete")}
+	notes, complete := l.notes["complete"]
 	noted := func(file string) bool {
-		_, err := os.Stat(filepath.Join(evidence, file))
-		return err == nil
+		_, ok := l.notes[file]
+		return ok
 	}
 	if noted("forwarder") {
 		t.Error("the forwarder started without the agent")
 	}
 	switch {
-	case b.notes[b.where()] == "0":
+	case complete && b.notes[b.where()] == "0":
 		b.outcome = closed
-	case b.notes[b.where()] == "3":
+	case complete && b.notes[b.where()] == "3":
 		b.outcome = opened
-	case noted("complete") || noted("started"):
-		t.Fatalf("the agent started and did not say how it found the gate:\n%s\n%s", b.notes, said)
+	case complete || noted("started"):
+		t.Fatalf("the agent started and did not say how it found the gate:\n%s\n%s", notes, l.console)
 	case noted("no-agent"):
 		b.outcome = noAgent
-	// reboot(2) in a PID namespace ends its PID 1 by a signal: SIGINT for "off".
-	case status.Signaled() && status.Signal() == syscall.SIGINT:
+	case l.off:
 		b.outcome = powerOff
 	default: // PID 1 gave up
 		b.outcome = noAgent
@@ -218,9 +228,27 @@ func (im *image) boot(t *testing.T) *boot {
 	return b
 }
 
-// live boots the image: this machine's systemd is PID 1 of namespaces of its own, on a read-only root made of the image and this
-// machine's /usr. evidence is the folder that the image's programs leave notes in.
-func (im *image) live(t *testing.T, words ...string) (status syscall.WaitStatus, took time.Duration, said, evidence string) {
+// A life is what is left of a pretended podVM that is off.
+type life struct {
+	notes   map[string]string // what its programs wrote to /evidence, by file
+	off     bool              // it was turned off; else PID 1 gave up
+	took    time.Duration
+	console string
+}
+
+// read returns the lines of a note that are name=value.
+func (l life) read(note string) map[string]string {
+	values := map[string]string{}
+	for line := range strings.Lines(l.notes[note]) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		values[name] = value
+	}
+	return values
+}
+
+// live boots the image until it is off: this machine's systemd is PID 1 of namespaces of its own, on a read-only root made of the image
+// and this machine's /usr.
+func (im *image) live(t *testing.T) life {
 	t.Helper()
 	// Not t.TempDir: its name has the test's, and an overlay's options have commas and colons of their own.
 	dir, err := os.MkdirTemp("", "podvm")
@@ -231,34 +259,30 @@ func (im *image) live(t *testing.T, words ...string) (status syscall.WaitStatus,
 	console, terminal := openTerminal(t)
 	spec := rootSpec{
 		Image: filepath.Join(dir, "image"), Root: filepath.Join(dir, "root"), Evidence: filepath.Join(dir, "evidence"),
-		Console: terminal.Name(),
-		// In a container, systemd takes its arguments for the kernel's command line.
-		CommandLine: append([]string{"systemd.unit=" + im.target}, words...),
+		Console: terminal.Name(), State: im.state,
+		// What kata puts on the kernel's command line. In a container, systemd takes its arguments for that.
+		CommandLine: []string{
+			"systemd.unit=" + im.target, "systemd.mask=systemd-networkd.service", "systemd.mask=systemd-networkd.socket",
+		},
 	}
 	im.write(t, spec.Image)
 	if err := errors.Join(os.Mkdir(spec.Root, 0o755), os.Mkdir(spec.Evidence, 0o755)); err != nil {
 		t.Fatal(err)
 	}
-	status, took, said = run(t, spec, console, terminal)
+	status, took, said := run(t, spec, console, terminal)
 	if strings.Contains(said, pid1Failed) {
 		t.Fatalf("no systemd:\n%s", said)
 	}
-	return status, took, said, spec.Evidence
-}
-
-// readNotes reads what the programs of a boot noted, NAME=value a line. None are a boot that did not come to it.
-func readNotes(t *testing.T, evidence string) map[string]string {
-	t.Helper()
-	complete, err := os.ReadFile(filepath.Join(evidence, "complete"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	// reboot(2) in a PID namespace ends its PID 1 by a signal: SIGINT for "off".
+	l := life{notes: map[string]string{}, off: status.Signaled() && status.Signal() == syscall.SIGINT, took: took, console: said}
+	entries, err := os.ReadDir(spec.Evidence)
+	if err != nil {
 		t.Fatal(err)
 	}
-	notes := map[string]string{}
-	for line := range strings.Lines(string(complete)) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		notes[name] = value
+	for _, e := range entries {
+		l.notes[e.Name()] = readFile(t, filepath.Join(spec.Evidence, e.Name()))
 	}
-	return notes
+	return l
 }
 
 // run is one life of PID 1.

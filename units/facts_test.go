@@ -22,7 +22,11 @@ type fact struct {
 // nothing is the value of a directive that is there and empty.
 const nothing = "(nothing)"
 
-var kataFacts = slices.Concat([]fact{
+var kataFacts = slices.Concat(machineFacts, serviceFacts, behindTheGuard(agentDropIn, agentLink), attestFacts, attestLinkFacts,
+	initdataFacts, guestFacts)
+
+// Where the gate is the machine's.
+var machineFacts = []fact{
 	{guard, "Unit.DefaultDependencies", "no", "they would order the guard after basic.target and stop it at shutdown"},
 	{guard, "Unit.After", "systemd-modules-load.service", "anything more could wait for the agent, or for a network"},
 	{guard, "Unit.Wants", "network-pre.target", "else that target may not be part of the boot"},
@@ -33,7 +37,7 @@ var kataFacts = slices.Concat([]fact{
 	{attestSocket, "Unit.After", guard, "what is served is for pods behind the gate"},
 	{attestSocket, "Unit.Before", agent, "before any container asks"},
 	{attestSocket, "Socket.NetworkNamespacePath", "", "containers share the machine's network"},
-}, serviceFacts, behindTheGuard(agentDropIn, agentLink), attestFacts, initdataFacts, guestFacts)
+}
 
 var peerPodsFacts = slices.Concat([]fact{
 	{guard, "Unit.DefaultDependencies", "no", "they would stop the guard at shutdown"},
@@ -50,7 +54,8 @@ var peerPodsFacts = slices.Concat([]fact{
 	{attestSocket, "Unit.After", "netns@podns.service " + guard + "\nsysinit.target", "the namespace must be there, and its gate"},
 	{attestSocket, "Unit.Before", agent + "\nshutdown.target", "before any container asks"},
 	{attestSocket, "Socket.NetworkNamespacePath", "/run/netns/podns", "containers see abstract sockets of podns alone"},
-}, serviceFacts, behindTheGuard(agentDropIn, agentLink), behindTheGuard(forwarderDropIn, forwarderLink), attestFacts)
+}, serviceFacts, behindTheGuard(agentDropIn, agentLink), behindTheGuard(forwarderDropIn, forwarderLink), attestFacts,
+	attestLinkFacts)
 
 // The edge from the other side, twice.
 func behindTheGuard(dropIn, link string) []fact {
@@ -86,9 +91,12 @@ var serviceFacts = []fact{
 	{guard, "Service.ExecStop", "", "nothing lifts the gate"},
 }
 
+var attestLinkFacts = []fact{
+	{attestLink, "", "../" + attestSocket, "this pulls the socket into the boot"},
+}
+
 // What serves evidence to the pod, and can do nothing else.
 var attestFacts = []fact{
-	{attestLink, "", "../" + attestSocket, "this pulls the socket into the boot"},
 	{attestSocket, "Socket.ListenStream", "@podvm-attest", "the name that clients know"},
 	{attestSocket, "Socket.Service", "", "it starts the service of its own name"},
 	{attestSocket, "Socket.Accept", "", "one process keeps the pace of all requests"},
@@ -211,6 +219,49 @@ var guestFacts = []fact{
 	{proxy, "Service.PrivateNetwork", "", "it is the pod's network"},
 }
 
+// A Coordinator as a service of its machine: behind a gate that nothing else pulls in, started again for ever, and with nothing of root's.
+var coordinatorFacts = slices.Concat(machineFacts, serviceFacts, attestFacts, []fact{
+	{coordinatorLink, "", "../" + coordinator, "this pulls it into the boot, and the guard with it"},
+	{coordinator, "Install.WantedBy", "multi-user.target", "which such a machine boots"},
+	{coordinator, "Unit.Requires", guard, "no agent pulls the guard into the boot"},
+	{coordinator, "Unit.BindsTo", guard, "a guard that was skipped is not active, and that is what counts"},
+	{
+		coordinator, "Unit.After", guard + "\n" + attestSocket + "\nnetwork-online.target",
+		"Requires= alone starts both at once; it looks for evidence when it starts; ready is reachable",
+	},
+	{coordinator, "Unit.Wants", attestSocket + "\nnetwork-online.target", "else neither may be part of the boot"},
+	{coordinator, "Unit.StartLimitIntervalSec", "0", "started again for ever"},
+	{coordinator, "Service.Type", "notify", "ready is: it listens, and the gate lets its port in"},
+	{
+		coordinator, "Service.ExecStart", "/usr/sbin/portcullis-coordinator --systemd --tee socket --db /var/lib/portcullis/coordinator.db" +
+			" --audit-log /var/lib/portcullis/audit.log --collateral-dir /var/lib/portcullis/collateral",
+		"no --no-guard, no pretended TEE, and everything that is kept below the state directory",
+	},
+	{coordinator, "Service.ExecStopPost", "", "podvm-guard close would break the machine's own connections"},
+	{coordinator, "Service.TimeoutStartSec", "5min", "it reads a large history first"},
+	{coordinator, "Service.Restart", "on-failure", "owners can recover only one that runs"},
+	{coordinator, "Service.StateDirectory", "portcullis", "the history outlives the machine's life"},
+	{coordinator, "Service.StateDirectoryMode", "0700", "nobody else's"},
+	{coordinator, "Service.DynamicUser", "yes", "not root"},
+	{coordinator, "Service.User", "", "a user of its own"},
+	{coordinator, "Service.AmbientCapabilities", "CAP_NET_ADMIN", "a user who is not root has no other way to it"},
+	{coordinator, "Service.CapabilityBoundingSet", "CAP_NET_ADMIN", "nothing more"},
+	{coordinator, "Service.RestrictAddressFamilies", "AF_UNIX AF_NETLINK AF_INET AF_INET6", "nothing more"},
+	{coordinator, "Service.PrivateDevices", "yes", "evidence comes through the socket"},
+	{coordinator, "Service.PrivateUsers", "", "the capability would not count for the network"},
+	{coordinator, "Service.PrivateNetwork", "", "it would serve another network, without a guard"},
+	{coordinator, "Service.ProcSubset", "", "would hide /proc/sys"},
+	{coordinator, "Service.ProtectSystem", "strict", "it writes its state"},
+	{coordinator, "Service.ReadWritePaths", "/proc/sys/net", "and one tunable"},
+	{coordinator, "Service.MemorySwapMax", "0", "the seed is in its memory, and the disk is the host's"},
+	{coordinator, "Service.LimitCORE", "1", "the seed is in its memory, and the disk is the host's"},
+	{coordinator, "Service.MemoryDenyWriteExecute", "yes", "nothing more, ever"},
+	{coordinator, "Service.NoNewPrivileges", "yes", "nothing more, ever"},
+	{coordinator, "Service.SystemCallFilter", "@system-service\n~@privileged @resources", "nothing more"},
+	{coordinator, "Service.EnvironmentFile", "", "no file of the host's"},
+	{coordinator, "Service.Environment", "", "nor a variable"},
+})
+
 // faults compares the image with its facts. [Unit] and [Install], and what is executed, are compared whole: one directive more
 // could skip the guard (a Condition), stop it (Conflicts, PartOf), or lift the gate again.
 func (im *image) faults() (faults []string) {
@@ -313,7 +364,7 @@ func TestEveryFactIsMissed(t *testing.T) {
 // The two guards differ in where they stand, not in what they may do.
 func TestGuardsAreConfinedAlike(t *testing.T) {
 	var confined []map[string]string
-	for _, p := range placements {
+	for _, p := range []placement{kata, peerPods} {
 		settings, err := parse(bake(t, p).files[guard])
 		if err != nil {
 			t.Fatal(err)

@@ -1,5 +1,5 @@
 // Package units_test proves what the units promise: that the agent, and so every container, starts behind a closed gate or
-// not at all.
+// not at all, and so a Coordinator that is a service of its machine.
 //
 // systemd itself does not check that. systemd-analyze verify is content with Wants= for Requires=, with a guard that runs
 // after the agent, and with one that hangs off a target that kata never boots. So one image, as units/README.md tells an
@@ -26,6 +26,10 @@ type placement struct {
 	own map[string]string
 	// Folders of stand-ins for the units of others: what upstream's say about their order, and no more.
 	upstream []string
+	// Units of systemd's own that are needed here alone.
+	standard []string
+	// Whether it has a disk, at /var/lib.
+	state bool
 	// What boots.
 	target string
 	// What must not start without the guard: `systemctl enable` links it to these.
@@ -53,11 +57,15 @@ const (
 	agentLink       = agent + ".requires/" + guard
 	forwarderLink   = forwarder + ".requires/" + guard
 	attestLink      = agent + ".wants/" + attestSocket
+	coordinator     = "portcullis-coordinator.service"
+	coordinatorLink = "multi-user.target.wants/" + coordinator
 
 	unitFolder      = "usr/lib/systemd/system"
 	guardProgram    = "usr/sbin/podvm-guard"
 	attestProgram   = "usr/sbin/podvm-attest"
 	initdataProgram = "usr/sbin/podvm-initdata"
+
+	coordinatorProgram = "usr/sbin/portcullis-coordinator"
 )
 
 // What is ours and runs: each is looked at by name.
@@ -66,14 +74,17 @@ func (im *image) ours() []string {
 	if _, ok := im.own[initdata]; ok {
 		ours = append(ours, initdata, wait, credentials, proxy)
 	}
-	if _, ok := im.own[authority]; ok {
-		ours = append(ours, authority)
+	if _, ok := im.own[coordinator]; ok {
+		ours = append(ours, coordinator)
 	}
 	return ours
 }
 
-// installed are those of them that have an [Install] section.
+// installed are those of them that are enabled. Where there is no agent, the Coordinator pulls in whatever it needs.
 func (im *image) installed() []string {
+	if _, ok := im.own[coordinator]; ok {
+		return []string{coordinator}
+	}
 	return slices.DeleteFunc(im.ours(), func(name string) bool {
 		return slices.Contains([]string{attest, credentials, proxy}, name)
 	})
@@ -109,7 +120,19 @@ var peerPods = placement{
 	facts: peerPodsFacts,
 }
 
-var placements = []placement{kata, peerPods}
+// A confidential VM without pods, of which the Coordinator is a service.
+var alone = placement{
+	name:     "coordinator",
+	own:      map[string]string{guard: guard, attest: attest, attestSocket: attestSocket, coordinator: coordinator},
+	upstream: []string{"systemd"},
+	standard: []string{"network-online.target"},
+	state:    true,
+	target:   "multi-user.target",
+	links:    map[string]string{"local-fs.target.wants/tmp.mount": "../tmp.mount"},
+	facts:    coordinatorFacts,
+}
+
+var placements = []placement{kata, peerPods, alone}
 
 // An image is what matters here of a podVM image.
 type image struct {
@@ -131,6 +154,7 @@ func bake(t *testing.T, p placement) *image {
 		"usr/bin/kata-agent":               standInAgent,
 		"usr/bin/agent-protocol-forwarder": "#!/bin/sh\nexec sleep infinity\n",
 		"usr/bin/ask":                      asker,
+		coordinatorProgram:                 "#!/bin/sh\nexit 1\n", // a boot has the real one
 	}}
 	for name, source := range p.own {
 		im.files[name] = readFile(t, source)
@@ -149,7 +173,12 @@ func bake(t *testing.T, p placement) *image {
 	for _, unit := range p.behind {
 		im.links[unit+".requires/"+guard] = "../" + guard
 	}
-	im.links[attestLink] = "../" + attestSocket
+	if len(p.behind) > 0 {
+		im.links[attestLink] = "../" + attestSocket
+	}
+	if _, ok := p.own[coordinator]; ok {
+		im.links[coordinatorLink] = "../" + coordinator
+	}
 	if _, ok := p.own[initdata]; ok {
 		im.links[initdataLink] = "../" + initdata
 		im.links[waitLink] = "../" + wait
@@ -163,7 +192,7 @@ func (im *image) write(t *testing.T, dir string) {
 	t.Helper()
 	units := filepath.Join(dir, unitFolder)
 	standard := systemdUnits(t)
-	for _, name := range standardUnits {
+	for _, name := range slices.Concat(standardUnits, im.standard) {
 		writeFile(t, filepath.Join(units, name), readFile(t, filepath.Join(standard, name)), 0o644)
 	}
 	for name, text := range im.files {
@@ -252,6 +281,7 @@ func TestEnableMakesTheLinks(t *testing.T) {
 			delete(im.links, attestLink)
 			delete(im.links, initdataLink)
 			delete(im.links, waitLink)
+			delete(im.links, coordinatorLink)
 			dir := t.TempDir()
 			im.write(t, dir)
 			if out, err := exec.Command("systemctl", append([]string{"--root=" + dir, "enable"}, im.installed()...)...).CombinedOutput(); err != nil {
@@ -261,12 +291,17 @@ func TestEnableMakesTheLinks(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := map[string]string{attestLink: attestSocket}
+			want := map[string]string{}
 			for _, unit := range p.behind {
 				want[unit+".requires/"+guard] = guard
 			}
 			if p.name == kata.name {
 				want[initdataLink], want[waitLink] = initdata, wait
+			}
+			if len(p.behind) > 0 {
+				want[attestLink] = attestSocket
+			} else {
+				want[coordinatorLink] = coordinator
 			}
 			if len(made) != len(want) {
 				t.Errorf("systemctl enable made %q, want %q", made, want)

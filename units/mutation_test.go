@@ -397,6 +397,103 @@ var mutations = []mutation{
 		name: "podns cannot be made", of: peerPods, boot: noAgent,
 		make: func(im *image) { im.set("netns@.service", "Service", "ExecStartPre", "/bin/false") },
 	},
+	{
+		name: "guard missing", of: alone, boot: silent,
+		make:  func(im *image) { delete(im.files, guard) },
+		facts: guard + " is missing", verify: "Unit podvm-guard.service not found",
+	},
+	{
+		name: "guard masked", of: alone, boot: silent,
+		make:  func(im *image) { delete(im.files, guard); im.links[guard] = "/dev/null" },
+		facts: "masked", verify: "Unit podvm-guard.service is masked",
+	},
+	{
+		name: "guard's program missing", of: alone, boot: powerOff,
+		make:   func(im *image) { delete(im.programs, guardProgram) },
+		verify: "is not executable",
+	},
+	{
+		name: "guard under a condition", of: alone, boot: silent,
+		make:  func(im *image) { im.add(guard, "Unit", "ConditionPathExists=/etc/guarded") },
+		facts: "Unit.ConditionPathExists=/etc/guarded is no fact",
+	},
+	{
+		name: "guard missing, and only wanted", of: alone, boot: silent, // the Coordinator opens no guard that is not there
+		make: func(im *image) {
+			delete(im.files, guard)
+			im.drop(coordinator, "Requires")
+			im.drop(coordinator, "BindsTo")
+			im.add(coordinator, "Unit", "Wants="+guard)
+		},
+		facts: coordinator + `: Unit.Requires is ""`,
+	},
+	{
+		name: "Coordinator not after the guard", of: alone,
+		make:  func(im *image) { im.drop(coordinator, "After") },
+		facts: coordinator + `: Unit.After is ""`,
+	},
+	{
+		name: "Coordinator before any network", of: alone,
+		make:  func(im *image) { im.add(coordinator, "Unit", "Before=sysinit.target") },
+		facts: coordinator + ": Unit.Before=sysinit.target is no fact", verify: "ordering cycle",
+	},
+	{
+		name: "Coordinator not enabled", of: alone, boot: silent,
+		make:  func(im *image) { delete(im.links, coordinatorLink) },
+		facts: "link " + coordinatorLink,
+	},
+	{
+		name: "Coordinator without a guard", of: alone, boot: silent, // its port stays closed
+		make: func(im *image) {
+			im.set(coordinator, "Service", "ExecStart", "/usr/sbin/portcullis-coordinator --systemd --no-guard")
+		},
+		facts: coordinator + ": Service.ExecStart",
+	},
+	{
+		name: "Coordinator without evidence", of: alone, boot: silent,
+		make:  func(im *image) { delete(im.files, attestSocket) },
+		facts: attestSocket + " is missing",
+	},
+	{
+		name: "Coordinator without its capability", of: alone, boot: silent,
+		make:  func(im *image) { im.drop(coordinator, "AmbientCapabilities") },
+		facts: coordinator + ": Service.AmbientCapabilities",
+	},
+	{
+		name: "Coordinator in a user namespace", of: alone, boot: silent,
+		make:  func(im *image) { im.add(coordinator, "Service", "PrivateUsers=yes") },
+		facts: coordinator + ": Service.PrivateUsers",
+	},
+	{
+		name: "Coordinator in a network of its own", of: alone, boot: silent,
+		make:  func(im *image) { im.add(coordinator, "Service", "PrivateNetwork=yes") },
+		facts: coordinator + ": Service.PrivateNetwork",
+	},
+	{
+		name: "Coordinator without a state directory", of: alone, boot: silent,
+		make:  func(im *image) { im.drop(coordinator, "StateDirectory") },
+		facts: coordinator + ": Service.StateDirectory",
+	},
+	{
+		name: "Coordinator as root", of: alone, exposed: coordinator,
+		make:  func(im *image) { im.drop(coordinator, "DynamicUser") },
+		facts: coordinator + ": Service.DynamicUser",
+	},
+	{
+		name: "every capability for the Coordinator", of: alone, exposed: coordinator,
+		make:  func(im *image) { im.drop(coordinator, "CapabilityBoundingSet") },
+		facts: coordinator + ": Service.CapabilityBoundingSet",
+	},
+	{
+		name: "every device for the Coordinator", of: alone, exposed: coordinator,
+		make:  func(im *image) { im.drop(coordinator, "PrivateDevices") },
+		facts: coordinator + ": Service.PrivateDevices",
+	},
+	{
+		name: "the seed may be swapped out", of: alone,
+		make:  func(im *image) { im.drop(coordinator, "MemorySwapMax") },
+		facts: coordinator + ": Service.MemorySwapMax",
+	},
 }
 
 // bare takes the initdata service out, behind which the agent would still be behind the gate.

@@ -33,6 +33,7 @@ type rootSpec struct {
 	Root     string // an empty folder, for the root
 	Evidence string // the folder that the agent writes to
 	Console  string // a terminal
+	State    bool   // /var/lib can be written to
 	// The kernel's.
 	CommandLine []string
 }
@@ -62,7 +63,8 @@ func becomePID1(arg string) error {
 	return fmt.Errorf("exec %s: %w", args[0], syscall.Exec(args[0], args, env))
 }
 
-// makeRoot makes a root as kata's images have it: read-only, with memory on /run only; /tmp is for tmp.mount. There is no
+// makeRoot makes a root as kata's images have it: read-only, with memory on /run only, and with State on /var/lib; /tmp is
+// for tmp.mount. There is no
 // nss-systemd in it, no user but root and nobody, no /var/lib/private.
 func (spec rootSpec) makeRoot() error {
 	in := func(path string) string { return filepath.Join(spec.Root, path) }
@@ -89,6 +91,12 @@ func (spec rootSpec) makeRoot() error {
 		}
 		if err := unix.Mount(m.fs, in(m.target), m.fs, m.flags, m.options); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", m.fs, m.target, err)
+		}
+	}
+	if spec.State {
+		state := in("/var/lib")
+		if err := errors.Join(os.MkdirAll(state, 0o755), unix.Mount("tmpfs", state, "tmpfs", 0, "mode=755")); err != nil {
+			return fmt.Errorf("mount /var/lib: %w", err)
 		}
 	}
 	for _, dir := range []string{

@@ -22,6 +22,7 @@ import (
 	"portcullis.dev/portcullis/coordinator/audit"
 	"portcullis.dev/portcullis/guest/evidence"
 	"portcullis.dev/portcullis/guest/guard"
+	"portcullis.dev/portcullis/guest/service"
 )
 
 const usage = `Usage:
@@ -45,6 +46,7 @@ type options struct {
 	peers          func(context.Context) ([]string, error)
 	allowSimulated bool
 	noGuard        bool
+	service        service.Notifier
 }
 
 // run starts from the inside out: nobody can reach the Coordinator before all that it needs is there, and the gate goes
@@ -95,6 +97,7 @@ func run(ctx context.Context, args []string) (err error) {
 	}
 	if o.noGuard {
 		log.Warn("started with --no-guard: whatever listens here is open to the network")
+		o.service.Ready("listens on " + listener.Addr().String())
 		return c.Serve(ctx, listener)
 	}
 	// The Coordinator's own port passes the guard and nothing else.
@@ -103,6 +106,8 @@ func run(ctx context.Context, args []string) (err error) {
 		return errors.Join(err, listener.Close())
 	}
 	defer func() { err = errors.Join(err, guard.Close(context.WithoutCancel(ctx))) }()
+	// The kernel holds whoever connects until Serve accepts.
+	o.service.Ready("listens on " + listener.Addr().String() + ", behind the guard")
 	group, ctx := errgroup.WithContext(ctx)
 	ctx, served := context.WithCancel(ctx)
 	group.Go(func() error { return keepGuard(ctx, ports, log) })
@@ -179,6 +184,7 @@ func parse(args []string) (options, uint16, error) {
 	flags.BoolVar(&o.allowSimulated, "allow-simulated-tee", false,
 		"accept manifests that trust evidence which no hardware made: for tests only")
 	flags.BoolVar(&o.noGuard, "no-guard", false, "start without the podVM's guard: for development only")
+	systemd := flags.Bool("systemd", false, "tell systemd when it listens: for a service of a confidential VM's image")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			fmt.Fprint(os.Stdout, usage)
@@ -198,6 +204,9 @@ func parse(args []string) (options, uint16, error) {
 		if o.peers, err = coordinator.PeersAt(*peers); err != nil {
 			return options{}, 0, fmt.Errorf("--peers %w", err)
 		}
+	}
+	if *systemd {
+		o.service = service.Systemd()
 	}
 	_, text, err := net.SplitHostPort(o.listen)
 	if err != nil {

@@ -22,10 +22,10 @@ in
     expected = {
       requires = [ "podvm-guard.service" ];
       bindsTo = [ "podvm-guard.service" ];
-      wants = [ "podvm-attest.socket" ];
-      after = [ "podvm-guard.service" "podvm-attest.socket" ];
+      wants = [ "podvm-attest.socket" "network-online.target" ];
+      after = [ "podvm-guard.service" "podvm-attest.socket" "network-online.target" ];
       wantedBy = [ "multi-user.target" ];
-      exec = "/fake/portcullis/bin/coordinator --tee socket --audit-log /var/lib/portcullis/audit.log";
+      exec = "/fake/portcullis/bin/coordinator --systemd --tee socket --db /var/lib/portcullis/coordinator.db --audit-log /var/lib/portcullis/audit.log --collateral-dir /var/lib/portcullis/collateral";
     };
   };
   testProgram = {
