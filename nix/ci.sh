@@ -62,12 +62,11 @@ vendor=$repo/vendor made=$repo/bin seeds=$work/seeds
 
 # in_root COMMAND... runs in the root, with the sources at /src, without a network.
 in_root() { "$repo/nix/enter.sh" "$root" "$tree=/src" "$work=/work" -- "$@"; }
-evaluate() { in_root nix eval --raw "path:/src#$1"; }
 build() { in_root nix build --no-link --print-out-paths --no-update-lock-file "path:/src#$1"; }
 nar() { in_root nix hash path "/work/$1"; }
 nix_files() { (cd "$tree" && find flake.nix nix -name '*.nix' | sort); }
 
-# --- the checks: each says nothing, or what is wrong
+# --- the checks: each says nothing, or what is wrong. They run where a failure ends nothing by itself, so each says "|| return".
 parses() {
 	local f
 	for f in $(nix_files); do in_root nix-instantiate --parse "/src/$f" >/dev/null || return 1; done
@@ -78,33 +77,30 @@ formatted() { (cd "$tree" && "$linters/bin/nixpkgs-fmt" --check flake.nix nix); 
 # hash_is FILE FOLDER WHAT
 hash_is() {
 	local want got
-	want=$(cat "$tree/$1") got=$(in_root nix hash path "$2")
-	[ "$got" != "$want" ] || return 0
-	if [ "${UPDATE_LOCKS:-}" = 1 ]; then
-		echo "$got" | tee "$tree/$1" >"$repo/$1"
-		say "$1 is written anew"
-		return
-	fi
-	echo "$3 is $got, and $1 says $want; UPDATE_LOCKS=1 make test-nix writes it"
-	return 1
+	want=$(cat "$tree/$1") || return 1
+	got=$(nar "$2") || return 1
+	[ "$got" = "$want" ] || { echo "$3 is $got, and $1 says $want"; return 1; }
 }
+# update FILE FOLDER writes the hash to the sources.
+update() { nar "$2" | tee "$tree/$1" >"$repo/$1"; }
 made_from_vendor() {
-	rm -rf "$work/vendor" && cp -r "$vendor" "$work/vendor"
-	hash_is nix/vendor-hash /work/vendor "vendor/, which make builds from,"
+	rm -rf "$work/vendor" && cp -r "$vendor" "$work/vendor" || return 1
+	hash_is nix/vendor-hash vendor "vendor/, which make builds from," || { echo "remove vendor/, and make makes it anew"; return 1; }
 }
-modules_current() { hash_is nix/vendor-hash /work/seeds/portcullis-modules "what go mod vendor makes"; }
-oci_modules_current() { hash_is image/oci/vendor-hash /work/seeds/portcullis-oci-modules "what go mod vendor makes of image/oci"; }
+current() { hash_is "$@" || { echo "UPDATE_LOCKS=1 make test-nix writes it"; return 1; }; }
+modules_current() { current nix/vendor-hash seeds/portcullis-modules "what go mod vendor makes"; }
+oci_modules_current() { current image/oci/vendor-hash seeds/portcullis-oci-modules "what go mod vendor makes of image/oci"; }
 
 seeded() {
 	in_root /src/nix/seed.sh --add "/work/$(basename "$seeds")" >"$work/seeded" || return 1
-	local want path
-	want=$(in_root nix eval --raw --impure --expr '(import /src/nix/go-tree.nix).name')
+	local want path remedy="unpack the official release again, or change nix/go-tree.nix"
+	want=$(in_root nix eval --raw --impure --expr '(import /src/nix/go-tree.nix).name') || return 1
 	path=$(grep -- "-$want\$" "$work/seeded")
 	# Evaluating fetches nothing where the tree is there, and there is no network where it is not.
 	# shellcheck disable=SC2016 # words for Nix
 	want=$(in_root nix eval --raw --impure --expr '"${(import /src/nix/go-tree.nix).src}"' 2>"$work/fetch") || {
-		echo "this machine's Go is not the tree of nix/go-tree.nix: it would be $path"; tail -n 1 "$work/fetch"; return 1; }
-	[ "$path" = "$want" ] || { echo "this machine's Go is $path, and nix/go-tree.nix wants $want"; return 1; }
+		echo "this machine's Go is not the tree of nix/go-tree.nix: it would be $path; $remedy"; tail -n 1 "$work/fetch"; return 1; }
+	[ "$path" = "$want" ] || { echo "this machine's Go is $path, and nix/go-tree.nix wants $want; $remedy"; return 1; }
 }
 modules_hold() {
 	local said
@@ -117,27 +113,29 @@ builds() { build "$1" >"$work/building" && mv "$work/building" "$work/path.$1"; 
 rebuilds() { in_root nix build --no-link --rebuild "path:/src#$1"; }
 out() { cat "$work/path.$1" 2>/dev/null || { echo "$1 was not built" >&2; return 1; }; }
 refers_to_nothing() {
-	local refs
-	out "$1" >/dev/null || return 1
-	refs=$(in_root nix-store --query --references "$(out "$1")")
+	local path refs
+	path=$(out "$1") || return 1
+	refs=$(in_root nix-store --query --references "$path") || return 1
 	[ -z "$refs" ] || { echo "$1 refers to $refs"; return 1; }
-	if grep -rqaF /nix/store "$root$(out "$1")"; then echo "$1 has the name of a store path in it"; return 1; fi
+	[ -e "$root$path" ] || { echo "there is no $path"; return 1; }
+	if grep -rqaF /nix/store "$root$path"; then echo "$1 has the name of a store path in it"; return 1; fi
 }
 same_programs() {
-	local program differ=0
-	out programs >/dev/null || return 1
-	for program in "$root$(out programs)"/bin/*; do
+	local path program differ=0
+	path=$(out programs) || return 1
+	for program in "$root$path"/bin/*; do
 		cmp "$program" "$made/$(basename "$program")" || differ=1
 	done
 	[ "$differ" = 0 ]
 }
 # NARs have names, content and whether a file is a program: what a store keeps.
 same_tree() {
-	local a b
-	out "$1" >/dev/null || return 1
-	rm -rf "$work/made" && cp -r "$made/$1" "$work/made"
-	a=$(in_root nix hash path "$(out "$1")") b=$(nar made)
-	[ "$a" = "$b" ] || { echo "$1: Nix made $a, make $b"; diff -r --no-dereference "$root$(out "$1")" "$made/$1"; return 1; }
+	local path a b
+	path=$(out "$1") || return 1
+	rm -rf "$work/made" && cp -r "$made/$1" "$work/made" || return 1
+	a=$(in_root nix hash path "$path") || return 1
+	b=$(nar made) || return 1
+	[ "$a" = "$b" ] || { echo "$1: Nix made $a, make $b"; diff -r --no-dereference "$root$path" "$made/$1"; return 1; }
 }
 fetches_modules() { NETWORK=yes in_root nix build --no-link --rebuild --file /src/nix/packages.nix modules ociModules; }
 shell_has_go() {
@@ -217,8 +215,13 @@ check "every .nix file parses" parses
 check "deadnix finds nothing that is not used" nothing_unused
 check "nixpkgs-fmt would change nothing" formatted
 "$repo/nix/seed.sh" --to "$seeds" go modules oci-modules envoy libc
-check "vendor/ is what nix/vendor-hash says" made_from_vendor
+if [ "${UPDATE_LOCKS:-}" = 1 ]; then
+	say "writing nix/vendor-hash and image/oci/vendor-hash"
+	update nix/vendor-hash seeds/portcullis-modules
+	update image/oci/vendor-hash seeds/portcullis-oci-modules
+fi
 check "nix/vendor-hash is current" modules_current
+check "vendor/ is what nix/vendor-hash says" made_from_vendor
 check "image/oci/vendor-hash is current" oci_modules_current
 check "the Go that make built with is the official tree, by nix/go-tree.nix" seeded
 check "the modules' tests say ok" modules_hold

@@ -10,9 +10,10 @@ repo=$(cd "$(dirname "$0")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/portcullis
 say() { echo "seed: $*" >&2; }
 
+want_nix() { command -v nix-store >/dev/null || { say "there is no nix-store here: install Nix, or leave them in a folder by --to DIR"; exit 1; }; }
 # add DIR
 add() {
-	command -v nix-store >/dev/null || { say "there is no nix-store here"; exit 1; }
+	want_nix
 	local entry recursive
 	for entry in "$1"/*; do
 		recursive=--recursive
@@ -25,12 +26,14 @@ to=''
 case ${1:-} in
 --add) add "${2:?}"; exit ;;
 --to) to=${2:?}; shift 2 ;;
--*) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 2 ;;
+-h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;;
+-*) say "unknown argument $1 (--help shows them)"; exit 2 ;;
 esac
 [ $# -gt 0 ] || set -- envoy libc
 if [ -n "$to" ]; then
 	mkdir -p "$to"
 else
+	want_nix
 	dir=$(mktemp -d)
 	trap 'chmod -R u+w "$dir"; rm -rf "$dir"' EXIT
 fi

@@ -63,9 +63,8 @@ func becomePID1(arg string) error {
 	return fmt.Errorf("exec %s: %w", args[0], syscall.Exec(args[0], args, env))
 }
 
-// makeRoot makes a root as kata's images have it: read-only, with memory on /run only, and with State on /var/lib; /tmp is
-// for tmp.mount. There is no
-// nss-systemd in it, no user but root and nobody, no /var/lib/private.
+// makeRoot makes a root as kata's images have it: read-only, with memory on /run only, and with State on /var/lib; /tmp is for
+// tmp.mount. There is no nss-systemd in it, no user but root and nobody, no /var/lib/private.
 func (spec rootSpec) makeRoot() error {
 	in := func(path string) string { return filepath.Join(spec.Root, path) }
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {

@@ -27,6 +27,9 @@ func write(file string, environment []string) error {
 	variables := map[string]variable{}
 	for _, e := range environment {
 		name, value, _ := strings.Cut(e, "=")
+		if name == "PWD" {
+			continue // the builder's folder; the shell has one of its own
+		}
 		variables[name] = variable{"exported", value}
 	}
 	// What Nix rewrites, when the shell is entered, so that nobody writes to the store.

@@ -10,7 +10,7 @@ import (
 // What `nix develop` reads: its own script writes this shape.
 func TestTheEnvironmentIsWhatNixReads(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "out")
-	if err := write(file, []string{"PATH=/go/bin", "EMPTY=", "EQUALS=a=b", "out=/store/out"}); err != nil {
+	if err := write(file, []string{"PATH=/go/bin", "EMPTY=", "EQUALS=a=b", "PWD=/build", "out=/store/out"}); err != nil {
 		t.Fatal(err)
 	}
 	content, err := os.ReadFile(file)

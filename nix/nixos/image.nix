@@ -50,7 +50,6 @@ in
 
   # Nobody logs in.
   console.enable = false;
-  services.getty.autologinUser = lib.mkForce null;
   systemd.services."getty@".enable = false;
   systemd.services."serial-getty@".enable = false;
   nix.enable = false;
